@@ -181,3 +181,14 @@ def _layers(config: Config) -> Iterator[Layer]:
             f"{name}.mlp", Kind.MOE if moe else Kind.MLP, net.tokens, width, width, net.unit_hidden,
             net.experts if moe else 1, net.expert_units if moe else net.dense_units, net.top_k if moe else 1, hw,
         )  # fmt: skip
+
+
+def head_layers(config: Config, task: str) -> tuple[Layer, Layer]:
+    """The two linear layers of a task's light head. The host computes them; their weights share the engine's format."""
+    net, hw = config.network, config.hardware
+    outputs = net.patch * net.patch * net.task(task).channels
+    name = f"heads.{task}"
+    return (
+        _plain(f"{name}.fc1", Kind.LINEAR, net.tokens - 1, net.embed_dim, net.head_hidden, hw),
+        _plain(f"{name}.fc2", Kind.ACCUMULATE, net.tokens - 1, net.head_hidden, outputs, hw),
+    )

@@ -89,7 +89,7 @@ JOB = _table(
     ("pairs", "token-expert pairs computed"),
     ("experts", "non-empty experts computed"),
     ("macs", "useful multiply-accumulates"),
-    ("queue_crc", "CRC-32 of all queues in order: expert u16, token u16, weight u32 per entry"),
+    ("queue_crc", "CRC-32 of all queue entries as appended: expert u16, token u16, weight u32 each"),
 )  # fmt: skip
 
 COUNTERS_END = COUNTERS[-1].offset + COUNTERS[-1].bytes

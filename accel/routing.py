@@ -55,6 +55,16 @@ class Routing:
             result.append(Queue(int(expert), entries // k, weights[entries]))
         return result
 
+    def crc(self, crc: int = 0) -> int:
+        """CRC-32 of all queue entries in the order the engine appends them: token by token, best expert first.
+
+        Per entry expert u16, token u16, weight u32, little-endian; it fixes every queue, order included.
+        """
+        entries = np.empty(self.chosen.shape, dtype=[("expert", "<u2"), ("token", "<u2"), ("weight", "<u4")])
+        entries["expert"], entries["weight"] = self.chosen, self.weights
+        entries["token"] = np.arange(len(self.chosen))[:, None]
+        return zlib.crc32(entries.tobytes(), crc)
+
     def load(self, experts: int) -> Array:
         """Tokens per expert, [experts]."""
         return np.bincount(self.chosen.reshape(-1), minlength=experts)
@@ -67,12 +77,3 @@ def schedule(queues: Sequence[Queue], policy: Schedule, resident: Sequence[int] 
     if policy is Schedule.RESIDENT_FIRST:
         return sorted(queues, key=lambda queue: (queue.expert not in resident, queue.expert))
     return list(queues)
-
-
-def queue_crc(queues: Sequence[Queue], crc: int = 0) -> int:
-    """CRC-32 over all queues in order: per entry expert u16, token u16, weight u32, little-endian."""
-    for queue in queues:
-        entries = np.empty(len(queue), dtype=[("expert", "<u2"), ("token", "<u2"), ("weight", "<u4")])
-        entries["expert"], entries["token"], entries["weight"] = queue.expert, queue.tokens, queue.weights
-        crc = zlib.crc32(entries.tobytes(), crc)
-    return crc
