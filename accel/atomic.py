@@ -1,15 +1,27 @@
-"""Outputs that exist completely or not at all: write under a temporary name, then rename."""
+"""Outputs that exist completely or not at all: write under a temporary name, then rename.
+
+Temporary files and directories are locked while their writer lives, so that whatever a kill left behind is recognized
+and removed by the next writer of the same output.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from accel.errors import M3vitError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_STALE_SECONDS = 60.0
+"""Younger leftovers are left alone: their writer may be about to take its lock."""
 
 
 def _sync(path: Path) -> None:
@@ -21,8 +33,55 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _failed(action: str, path: Path, error: OSError) -> M3vitError:
-    return M3vitError(f"{path}: cannot {action}: {error.strerror or error}")
+def _failed(target: Path, error: OSError) -> M3vitError:
+    return M3vitError(f"{target}: cannot write: {error.strerror or error}")
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.tmp-"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove temporary siblings whose writer is dead."""
+    for item in target.parent.iterdir():
+        if not item.name.startswith(_prefix(target)):
+            continue
+        with contextlib.suppress(OSError):
+            if time.time() - item.stat().st_mtime < _STALE_SECONDS:
+                continue
+            handle = os.open(item, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(item)
+            finally:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked_temporary(target: Path, directory: bool) -> Iterator[Path]:
+    """A locked temporary beside ``target``, removed at the end unless it was renamed away."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    if directory:
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+    else:
+        handle, name = tempfile.mkstemp(prefix=_prefix(target), dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield temporary
+    finally:
+        os.close(lock)
+        _remove(temporary)
 
 
 @contextlib.contextmanager
@@ -30,47 +89,55 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, else remove it.
 
     Raises:
-        M3vitError: the file system refused (disk full, no permission, missing parent).
+        M3vitError: the file system refused (disk full, no permission).
     """
     target = Path(path)
-    temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(target)
-        _sync(target.parent)
+        with _locked_temporary(target, directory=False) as temporary:
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(target)
+            _sync(target.parent)
     except OSError as error:
-        raise _failed("write", target, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        raise _failed(target, error) from error
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchange two directories in one step (Linux renameat2); False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Put directory ``new`` in the place of ``old``.
+    """Put directory ``new`` in the place of ``old`` and remove what was there.
 
-    A directory cannot be renamed onto a full one, so ``old`` steps aside under a name that
-    :func:`recover` knows how to undo if the process dies between the two renames.
+    Where the system cannot swap, ``old`` steps aside under a name that :func:`recover` undoes if the process dies between
+    the two renames.
     """
-    aside = old.with_name(f".{old.name}.old")
-    if aside.exists():
-        shutil.rmtree(aside)
+    if _swap(new, old):
+        return  # what was old lies under the temporary name now and is removed with it
+    aside = _aside(old)
+    _remove(aside)
     old.replace(aside)
     new.replace(old)
-    shutil.rmtree(aside)
+    _remove(aside)
 
 
 def recover(path: str | os.PathLike[str]) -> Path:
     """Undo an exchange of directories that a kill interrupted; returns ``path``."""
     target = Path(path)
-    aside = target.with_name(f".{target.name}.old")
+    aside = _aside(target)
     if aside.is_dir() and not target.exists():
-        aside.replace(target)
+        with contextlib.suppress(OSError):
+            aside.replace(target)
     return target
 
 
@@ -84,24 +151,19 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         M3vitError: the file system refused, or ``path`` is an existing file.
     """
     target = recover(path)
-    temporary = None
+    if target.exists() and not target.is_dir():
+        raise M3vitError(f"{target}: expected a directory, found a file")
     try:
-        if target.exists() and not target.is_dir():
-            raise M3vitError(f"{target}: expected a directory, found a file")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        yield temporary
-        for item in temporary.rglob("*"):
-            _sync(item)
-        _sync(temporary)
-        temporary.chmod(0o755)
-        if target.exists():
-            _exchange(temporary, target)
-        else:
-            temporary.replace(target)
-        _sync(target.parent)
+        with _locked_temporary(target, directory=True) as temporary:
+            yield temporary
+            for item in temporary.rglob("*"):
+                _sync(item)
+            _sync(temporary)
+            temporary.chmod(0o755)
+            if target.exists():
+                _exchange(temporary, target)
+            else:
+                temporary.replace(target)
+            _sync(target.parent)
     except OSError as error:
-        raise _failed("write", target, error) from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
+        raise _failed(target, error) from error
