@@ -119,8 +119,8 @@ def _aside(target: Path) -> Path:
 def _exchange(new: Path, old: Path) -> None:
     """Put directory ``new`` in the place of ``old`` and remove what was there.
 
-    Where the system cannot swap, ``old`` steps aside under a name that :func:`recover` undoes if the process dies between
-    the two renames.
+    Where the system cannot swap, ``old`` steps aside under a name that :func:`recover` undoes if the process dies
+    between the two renames.
     """
     if _swap(new, old):
         return  # what was old lies under the temporary name now and is removed with it

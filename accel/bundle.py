@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,21 +99,23 @@ def _blob_writers(encoder: Encoder, config: Config) -> dict[str, Callable[[], Ar
     writers: dict[str, Callable[[], Array]] = {}
     for layer in engine_layers(config):
         if layer.kind in (Kind.LINEAR, Kind.ACCUMULATE):
-            writers[layer.name] = lambda layer=layer: pack.pack_plain(_plain_layer(encoder, layer), layer)
+            writers[layer.name] = partial(pack.pack_plain, _plain_layer(encoder, layer), layer)
             continue
         block = encoder.blocks[int(layer.name.split(".")[1])]
         for name, units in zip(layer.weight_blobs(), block.experts, strict=True):
-            writers[name] = lambda units=units, layer=layer: np.concatenate(
-                [pack.pack_unit(unit, layer) for unit in units]
-            )
+            writers[name] = partial(_pack_units, units, layer)
         for task, gate in block.gates.items():
-            writers[layer.gate_blob(task)] = lambda gate=gate, layer=layer: pack.pack_gate(gate, layer)
+            writers[layer.gate_blob(task)] = partial(pack.pack_gate, gate, layer)
     for task, head in encoder.heads.items():
         if isinstance(head, LightHead):
             fc1, fc2 = head_layers(config, task)
-            writers[fc1.name] = lambda linear=head.fc1, layer=fc1: pack.pack_plain(linear, layer)
-            writers[fc2.name] = lambda linear=head.fc2, layer=fc2: pack.pack_plain(linear, layer)
+            writers[fc1.name] = partial(pack.pack_plain, head.fc1, fc1)
+            writers[fc2.name] = partial(pack.pack_plain, head.fc2, fc2)
     return writers
+
+
+def _pack_units(units: tuple[Unit, ...], layer: Layer) -> Array:
+    return np.concatenate([pack.pack_unit(unit, layer) for unit in units])
 
 
 def _blob_path(directory: Path, name: str) -> Path:
@@ -253,14 +255,15 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     directory = recover(path)
     source = directory / "manifest.json"
     if not directory.is_dir():
-        raise BundleError(f"{directory}: expected a bundle directory, found {'a file' if directory.exists() else 'nothing'}")
+        found = "a file" if directory.exists() else "nothing"
+        raise BundleError(f"{directory}: expected a bundle directory, found {found}")
     if not source.is_file():
         raise BundleError(f"{directory}: expected a bundle with manifest.json, found none")
     try:
         manifest = parse_json(source.read_text(encoding="utf-8"), str(source))
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-            raise BundleError(f"{source}: format: expected {FORMAT!r}, found {found!r}")
+            kind = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+            raise BundleError(f"{source}: format: expected {FORMAT!r}, found {kind!r}")
         if manifest.get("version") != VERSION:
             raise BundleError(f"{source}: version: expected {VERSION}, found {manifest.get('version')!r}")
         check(manifest, SCHEMA, str(source))
@@ -269,7 +272,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise BundleError(f"{source}: cannot read manifest: {error}") from error
     for name, expected in (("config_hash", config.hash), ("engine_hash", config.engine_hash)):
         if manifest[name] != expected:
-            raise BundleError(f"{source}: {name}: expected {expected!r} for this configuration, found {manifest[name]!r}")
+            raise BundleError(
+                f"{source}: {name}: expected {expected!r} for this configuration, found {manifest[name]!r}"
+            )
     if manifest["tables"] != tables.SHA256:
         raise BundleError(f"{source}: tables: expected the hashes of this contract, found {manifest['tables']}")
     bundle = Bundle(directory, config, manifest)

@@ -1,7 +1,7 @@
 """Commands: 64-byte records in memory that name operands, shapes and shifts.
 
-Every unit of the engine (load, route, compute, combine, store) sees every command in order and does its share; what orders
-them against each other are the two-way tokens of the buffers, never the commands.
+Every unit of the engine (load, route, compute, combine, store) sees every command in order and does its share; what
+orders them against each other are the two-way tokens of the buffers, never the commands.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ class Command:
             raw = (words[item.word] >> item.low) & ((1 << item.bits) - 1)
             values[item.name] = raw - (1 << item.bits) if item.signed and raw >> (item.bits - 1) else raw
         if values["opcode"] not in Opcode.__members__.values():
-            raise ProgramError(f"{where}: opcode = {values['opcode']:#x}: expected one of {', '.join(Opcode.__members__)}")
+            known = ", ".join(Opcode.__members__)
+            raise ProgramError(f"{where}: opcode = {values['opcode']:#x}: expected one of {known}")
         if values["flags"] & ~sum(Flag):
             raise ProgramError(f"{where}: flags = {values['flags']:#x}: expected a combination of {sum(Flag):#x}")
         if any(words[max(item.word for item in FIELDS) + 1 :]):

@@ -11,9 +11,9 @@ region                holds
 ``program``           commands
 ====================  ==========================================================
 
-*Live* programs run one layer while the host computes what lies between (LayerNorm, attention). *Replay* programs chain
-every engine layer of many jobs, with inputs recorded from the golden model and placed beforehand, so that nothing but the
-engine determines their timing.
+*Live* programs run one layer while the host computes what lies between (LayerNorm, attention). *Replay* programs
+chain every engine layer of many jobs, with inputs recorded from the golden model and placed beforehand, so that
+nothing but the engine determines their timing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from accel import pack
@@ -123,7 +122,7 @@ def layer_command(
     job: int = 0,
     index: int = 0,
     schedule: Schedule = Schedule.INDEX,
-    flags: Flag = Flag(0),
+    flags: int = 0,
 ) -> Command:
     """Command of one layer.
 
@@ -135,7 +134,7 @@ def layer_command(
     gated = layer.kind is Kind.MOE
     return Command(
         opcode=_OPCODES[layer.kind],
-        flags=flags | (Flag.NARROW if layer.kind is Kind.LINEAR else Flag(0)),
+        flags=Flag(flags) | (Flag.NARROW if layer.kind is Kind.LINEAR else Flag(0)),
         schedule=int(schedule) if gated else 0,
         top_k=layer.top_k,
         gate_shift=bundle.manifest["gates"][layer.gate_blob(task)]["shift"] if gated else 0,
@@ -252,7 +251,7 @@ def compile_replay(
         program=count * COMMAND_BYTES,
     )
     if arena.bytes >= 1 << 32:
-        raise ProgramError(f"replay program: expected an arena below 4 GiB, found {arena.bytes} bytes; use fewer frames")
+        raise ProgramError(f"replay: expected an arena below 4 GiB, found {arena.bytes} bytes: use fewer frames")
     commands: list[Command] = []
     placements: list[tuple[int, Array]] = []
     expected: list[Expected] = []

@@ -113,14 +113,15 @@ class Network:
             _require(value % self.patch == 0, where, side, value, f"a multiple of patch = {self.patch}")
         _require(self.embed_dim % self.heads == 0, where, "heads", self.heads, f"a divisor of {self.embed_dim}")
         _require(self.embed_dim <= 1024, where, "embed_dim", self.embed_dim, "at most 1024 (LayerNorm's 51 bits)")
-        _require(self.head_dim <= 1024, where, "head_dim", self.head_dim, "at most 1024 (exact scores in float32)")
+        _require(self.head_dim <= 512, where, "head_dim", self.head_dim, "at most 512 (score differences below 2^24)")
         _require(self.experts <= 256, where, "experts", self.experts, "at most 256")
         _require(self.top_k <= min(8, self.experts), where, "top_k", self.top_k, f"1 to {min(8, self.experts)}")
         for name in ("dense_hidden", "expert_hidden"):
             value = getattr(self, name)
             _require(value % self.unit_hidden == 0, where, name, value, f"a multiple of {self.unit_hidden}")
         _require(self.dense_units <= 15, where, "dense_hidden", self.dense_hidden, "at most 15 units (36-bit combine)")
-        _require(self.expert_units <= 15, where, "expert_hidden", self.expert_hidden, "at most 15 units")
+        # One less than dense: the combine weights of a token may add up to a little more than 1.0.
+        _require(self.expert_units <= 14, where, "expert_hidden", self.expert_hidden, "at most 14 units")
         _require(len(self.tasks) >= 1, where, "tasks", [], "at least one task")
         names = [task.name for task in self.tasks]
         _require(len(set(names)) == len(names), where, "tasks", names, "distinct names")
@@ -250,14 +251,15 @@ class Hardware:
         for name in ("tile_tokens", "tile_inputs", "ports", "port_bytes", "burst_beats", "topk_lanes"):
             value = getattr(self, name)
             _require(value & (value - 1) == 0, where, name, value, "a power of two")
-        _require(self.tile_inputs <= 8, where, "tile_inputs", self.tile_inputs, "at most 8 (two MACs per DSP48E2, WP486)")
-        _require(self.tile_tokens >= 2, where, "tile_tokens", self.tile_tokens, "at least 2 (tokens share a DSP in pairs)")
+        _require(self.tile_inputs <= 8, where, "tile_inputs", self.tile_inputs, "at most 8 (DSP48E2 packing, WP486)")
+        _require(self.tile_tokens >= 2, where, "tile_tokens", self.tile_tokens, "at least 2 (pairs share a DSP)")
         _require(self.burst_beats <= 16, where, "burst_beats", self.burst_beats, "at most 16 (UG1085)")
         _require(self.row_bytes % self.line_bytes == 0, where, "tile_outputs", self.tile_outputs,
                  f"rows of {self.tile_inputs} × tile_outputs bytes to be whole {self.line_bytes}-byte lines")  # fmt: skip
         _require(self.weight_slots >= 2, where, "weight_slots", self.weight_slots, "at least 2 (ping-pong)")
         _require(self.max_experts <= 256, where, "max_experts", self.max_experts, "at most 256")
         _require(self.max_top_k <= 8, where, "max_top_k", self.max_top_k, "at most 8")
+        _require(self.ports <= 4, where, "ports", self.ports, "at most 4 (one arena address register each)")
         _require(self.write_ports <= self.ports, where, "write_ports", self.write_ports, f"at most {self.ports}")
         _require(self.max_width % self.tile_outputs == 0, where, "max_width", self.max_width,
                  f"a multiple of tile_outputs = {self.tile_outputs}")  # fmt: skip
@@ -309,6 +311,8 @@ class Config:
             value = getattr(net, name)
             _require(value % hw.tile_inputs == 0, where, name, value, f"a multiple of tile_inputs = {hw.tile_inputs}")
         fits("unit rows", self.unit_rows, hw.slot_rows, "slot_rows")
+        gate_rows = math.ceil(net.experts / hw.tile_outputs) * (net.embed_dim // hw.tile_inputs)
+        fits("gate rows", gate_rows, hw.slot_rows, "slot_rows")
         widest = max(net.embed_dim, net.patch_dim)
         fits("rows of one output tile", widest // hw.tile_inputs, hw.slot_rows, "slot_rows")
 
@@ -447,7 +451,7 @@ _SCENES = _tasks(
     ("semseg", 8, "labels"), ("depth", 1, "log_depth"), ("normals", 3, "normals"), ("edge", 1, "binary")
 )
 
-_SMALL = dict(
+_SMALL: dict[str, Any] = dict(
     patch=16, embed_dim=384, depth=12, heads=12, dense_hidden=1536, experts=16, top_k=4, expert_hidden=384,
     unit_hidden=384, head_hidden=384,
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """What the generators emit, as plain tables: one list of constants shared by SystemVerilog, C++ and Markdown.
 
-Values come from the configuration and the contract's modules, descriptions from their docstrings wherever they have one,
-so that no generated file restates a number or a sentence by hand.
+Values come from the configuration and the contract's modules, descriptions from their docstrings
+wherever they have one, so that no generated file restates a number or a sentence by hand.
 """
 
 from __future__ import annotations
@@ -101,7 +101,12 @@ def groups(formats: Formats, hardware: Hardware) -> tuple[Group, ...]:
     """Every plain constant of an engine, by heading."""
     group_bytes = layers.TileGeometry(hardware.tile_outputs, hardware.tile_inputs, hardware).group_bytes
     identity = (
-        Constant("ENGINE_HASH", engine_hash(formats, hardware), "identity of formats and hardware parameters", 32),
+        Constant(
+            "ENGINE_HASH",
+            engine_hash(formats, hardware),
+            "identity of formats and hardware parameters",
+            32,
+        ),
         Constant("RECORD_MAGIC", record.MAGIC, "first word of every record", 32),
         Constant("RECORD_VERSION", record.VERSION, "layout of the record"),
     )
@@ -110,19 +115,29 @@ def groups(formats: Formats, hardware: Hardware) -> tuple[Group, ...]:
         Constant("ROW_BYTES", hardware.row_bytes, "one weight row, read every cycle"),
         Constant("LINE_BYTES", hardware.line_bytes, "one beat of all ports side by side"),
         Constant("BURST_BYTES", hardware.burst_bytes, "one burst of one port"),
-        Constant("STRIPE_BYTES", hardware.stripe_bytes, "one burst of every port; alignment of every tensor"),
+        Constant(
+            "STRIPE_BYTES",
+            hardware.stripe_bytes,
+            "one burst of every port; alignment of every tensor",
+        ),
     )
     memory = (
         Constant("GELU_BYTES", layers.GELU_BYTES, "GELU table at the start of a unit with hidden columns"),
         Constant("BIAS_BYTES", layers.BIAS_BYTES, "one bias in a parameter group, little-endian"),
-        Constant("SHIFT_BYTES", layers.SHIFT_BYTES, "one requantization shift in a parameter group, signed"),
-        Constant("GROUP_BYTES", group_bytes, "parameter group before the rows of an output tile, padded to lines"),
+        Constant(
+            "SHIFT_BYTES",
+            layers.SHIFT_BYTES,
+            "one requantization shift in a parameter group, signed",
+        ),
+        Constant(
+            "GROUP_BYTES",
+            group_bytes,
+            "parameter group before the rows of an output tile, padded to lines",
+        ),
         Constant("COMMAND_BYTES", commands.COMMAND_BYTES, "one command"),
         Constant("COMMAND_WORDS", commands.WORDS, "32-bit words of a command"),
     )
-    numeric = tuple(
-        Constant(name, getattr(numerics, name), meaning) for name, meaning in NUMERIC_MEANINGS.items()
-    ) + (
+    numeric = tuple(Constant(name, getattr(numerics, name), meaning) for name, meaning in NUMERIC_MEANINGS.items()) + (
         Constant("EXP2_BITS", tables.EXP2_BITS, "index bits of EXP2"),
         Constant("EXP2_ENTRIES", len(tables.EXP2), "entries of EXP2, 16 bit each"),
         Constant("RSQRT_ENTRIES", len(tables.RSQRT), "entries of RSQRT, 16 bit each"),
@@ -157,7 +172,11 @@ def record_constants() -> tuple[Constant, ...]:
     """Byte offsets of the record's slots; those of a job entry count from the start of the entry."""
     result = [
         Constant(f"{prefix}_{slot.name.upper()}", slot.offset, f"{slot.bytes} bytes: {slot.meaning}")
-        for prefix, table in (("RECORD", record.HEADER), ("COUNTER", record.COUNTERS), ("JOB", record.JOB))
+        for prefix, table in (
+            ("RECORD", record.HEADER),
+            ("COUNTER", record.COUNTERS),
+            ("JOB", record.JOB),
+        )
         for slot in table
     ]
     # The first header slot holds the magic: its offset must not share the name of the magic itself.

@@ -36,7 +36,7 @@ def _enumeration(name: str, underlying: str, cls: type[IntEnum]) -> Iterator[str
     yield ""
     yield f"enum class {name} : std::{underlying} {{"
     for member, value, meaning in members(cls):
-        yield f"  {member} = {value},  // {ascii_comment(meaning)}" if meaning else f"  {member} = {value},"
+        yield (f"  {member} = {value},  // {ascii_comment(meaning)}" if meaning else f"  {member} = {value},")
     yield "};"
 
 
@@ -87,7 +87,10 @@ _CHECKS = (
     ("ROW_BYTES == TILE_OUTPUTS * TILE_INPUTS", "a weight row feeds the array for one cycle"),
     ("ROW_BYTES % LINE_BYTES == 0", "weight rows are whole lines"),
     ("GROUP_BYTES % LINE_BYTES == 0", "parameter groups are whole lines"),
-    ("GROUP_BYTES >= TILE_OUTPUTS * (BIAS_BYTES + SHIFT_BYTES)", "a parameter group holds every lane"),
+    (
+        "GROUP_BYTES >= TILE_OUTPUTS * (BIAS_BYTES + SHIFT_BYTES)",
+        "a parameter group holds every lane",
+    ),
     ("(TILE_TOKENS & (TILE_TOKENS - 1)) == 0", "tile_tokens is a power of two"),
     ("(TILE_INPUTS & (TILE_INPUTS - 1)) == 0", "tile_inputs is a power of two"),
     ("MAX_WIDTH % TILE_OUTPUTS == 0", "token rows are whole tiles"),
@@ -135,7 +138,11 @@ def _lines(formats: Formats, hardware: Hardware) -> Iterator[str]:
         yield _constant(Constant(f"FLAG_{name}", value, meaning, 8))
     yield from _command()
     yield from _table("EXP2", [int(v) for v in tables.EXP2], "2^(-i/256) in Q15.")
-    yield from _table("RSQRT", [int(v) for v in tables.RSQRT], "First estimate of 2^31/sqrt(m), i = (m >> 25) - 32.")
+    yield from _table(
+        "RSQRT",
+        [int(v) for v in tables.RSQRT],
+        "First estimate of 2^31/sqrt(m), i = (m >> 25) - 32.",
+    )
     yield ""
     for condition, reason in _CHECKS:
         yield f'static_assert({condition}, "{reason}");'

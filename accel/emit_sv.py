@@ -1,8 +1,8 @@
 """The SystemVerilog package of an engine.
 
-Kept to constructs that Verilator, Yosys (``read_verilog -sv``, names used as ``m3vit_pkg::NAME``) and Vivado share: typed
-scalar localparams, packed vectors, packed structs and enumerations. Tables are packed vectors, entry i in bits
-``16·i +: 16``, because Yosys has no unpacked array parameters.
+Kept to constructs that Verilator, Yosys (``read_verilog -sv``, names used as ``m3vit_pkg::NAME``) and
+Vivado share: typed scalar localparams, packed vectors, packed structs and enumerations. Tables are
+packed vectors, entry i in bits ``16·i +: 16``, because Yosys has no unpacked array parameters.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _enumeration(name: str, prefix: str, bits: int, cls: type[IntEnum]) -> Itera
     entries = members(cls)
     yield f"  typedef enum logic [{bits - 1}:0] {{"
     for index, (member, value, meaning) in enumerate(entries):
-        comma = "," if index < len(entries) - 1 else " "
+        comma = "," if index < len(entries) - 1 else ""
         note = f"  // {ascii_comment(meaning)}" if meaning else ""
         yield f"    {prefix}_{member} = {bits}'d{value}{comma}{note}"
     yield f"  }} {name};"
@@ -97,6 +97,8 @@ def _lines(formats: Formats, hardware: Hardware) -> Iterator[str]:
         f"{formats.activation_bits} bit, hash 0x{identity:08x}."
     )
     yield ""
+    yield "// No module uses every constant of its contract."
+    yield "/* verilator lint_off UNUSEDPARAM */"
     yield f"package {PACKAGE};"
     for group in groups(formats, hardware):
         yield from _heading(group.title)
@@ -116,9 +118,14 @@ def _lines(formats: Formats, hardware: Hardware) -> Iterator[str]:
         yield _constant(Constant(f"FLAG_{name}", value, meaning, 8))
     yield from _command()
     yield from _table("EXP2", [int(v) for v in tables.EXP2], "2^(-i/256) in Q15")
-    yield from _table("RSQRT", [int(v) for v in tables.RSQRT], "first estimate of 2^31/sqrt(m), i = (m >> 25) - 32")
+    yield from _table(
+        "RSQRT",
+        [int(v) for v in tables.RSQRT],
+        "first estimate of 2^31/sqrt(m), i = (m >> 25) - 32",
+    )
     yield ""
     yield f"endpackage : {PACKAGE}"
+    yield "/* verilator lint_on UNUSEDPARAM */"
 
 
 def emit(formats: Formats, hardware: Hardware) -> str:

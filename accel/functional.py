@@ -107,7 +107,7 @@ class _Prepared:
         self._limit, self._used = limit_bytes, 0
 
     def get(self, data: Array, key: str, build: Callable[[], Any]) -> Any:
-        digest = hashlib.blake2b(data, digest_size=16, key=key.encode()[:64]).digest()
+        digest = hashlib.blake2b(data.data, digest_size=16, key=key.encode()[:64]).digest()
         if digest in self._entries:
             self._entries.move_to_end(digest)
             return self._entries[digest][1]

@@ -83,7 +83,7 @@ class GoldenEngine:
         self.order = order
         self._linears = {"patch": PreparedLinear(encoder.patch)}
         self._experts: dict[str, list[list[PreparedUnit]]] = {}
-        self._gates: dict[tuple[str, str], tuple[PreparedLinear, int]] = {}
+        self._gates: dict[tuple[str, str], tuple[PreparedGate, int]] = {}
         for index, block in enumerate(encoder.blocks):
             name = f"blocks.{index}"
             self._linears[f"{name}.qkv"] = PreparedLinear(block.qkv)

@@ -1,9 +1,9 @@
 """The numeric contract at the speed of BLAS.
 
-Every function gives exactly the integers of :mod:`accel.numerics` (tests compare them), but computes with floats that
-hold integers: products and sums are exact as long as they stay within the mantissa, a power-of-two scale changes only the
-exponent, and ``np.rint`` rounds half to even, which is the contract's rounding. Each function picks float32 or float64
-from a bound that holds for every input, never from the data at hand.
+Every function gives exactly the integers of :mod:`accel.numerics` (tests compare them), but computes with floats
+that hold integers: products and sums are exact as long as they stay within the mantissa, a power-of-two scale changes
+only the exponent, and ``np.rint`` rounds half to even, which is the contract's rounding. Each function picks float32
+or float64 from a bound that holds for every input, never from the data at hand.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ class Layer:
         """Fold of a unit's output layer: all outputs of an MLP unit, or the widest slice of a plain layer."""
         if self.hidden:
             return TileGeometry(self.outputs, self.hidden, self.hardware)
-        return TileGeometry(min(self.outputs, self.tiles_per_unit * self.hardware.tile_outputs), self.inputs, self.hardware)
+        outputs = min(self.outputs, self.tiles_per_unit * self.hardware.tile_outputs)
+        return TileGeometry(outputs, self.inputs, self.hardware)
 
     @cached_property
     def tiles_per_unit(self) -> int:

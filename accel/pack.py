@@ -45,8 +45,9 @@ def deinterleave(memory: Array | bytes, hardware: Hardware) -> Array:
 def pack_linear(layer: Linear, hardware: Hardware) -> Array:
     """Linear layer → logical bytes, tile by tile.
 
-    A tile is its parameter group (tile_outputs × bias s32, then tile_outputs × shift s8, little-endian, padded to lines)
-    and its rows in input order; byte ``o · tile_inputs + i`` of row r is weight[output o, input r · tile_inputs + i].
+    A tile is its parameter group (tile_outputs × bias s32, then tile_outputs × shift s8, little-endian, padded to
+    lines) and its rows in input order; byte
+    ``o · tile_inputs + i`` of row r is weight[output o, input r · tile_inputs + i].
     """
     fold = TileGeometry(layer.outputs, layer.inputs, hardware)
     lanes, depth = hardware.tile_outputs, hardware.tile_inputs
@@ -74,8 +75,8 @@ def unpack_linear(data: Array, outputs: int, inputs: int, hardware: Hardware) ->
     bias = np.ascontiguousarray(tiles[:, : lanes * BIAS_BYTES]).view("<i4").reshape(-1)
     shift = np.ascontiguousarray(tiles[:, lanes * BIAS_BYTES : lanes * (BIAS_BYTES + 1)]).view(np.int8).reshape(-1)
     rows = np.ascontiguousarray(tiles[:, fold.group_bytes :]).view(np.int8)
-    weight = rows.reshape(fold.tiles, fold.rows_per_tile, lanes, depth).transpose(0, 2, 1, 3)
-    weight = weight.reshape(fold.tiles * lanes, fold.rows_per_tile * depth)
+    folded = rows.reshape(fold.tiles, fold.rows_per_tile, lanes, depth).transpose(0, 2, 1, 3)
+    weight = folded.reshape(fold.tiles * lanes, fold.rows_per_tile * depth)
     if bias[outputs:].any() or shift[outputs:].any() or weight[outputs:].any() or weight[:, inputs:].any():
         raise BundleError(f"linear layer {outputs}×{inputs}: expected zero padding lanes, found other values")
     return Linear(

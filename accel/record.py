@@ -1,4 +1,4 @@
-"""The record that an engine writes to memory when a program ends: identity, error, named counters, one entry per job."""
+"""The record that an engine writes to memory when a program ends: identity, error, counters, one entry per job."""
 
 from __future__ import annotations
 
@@ -147,7 +147,8 @@ class Record:
         if header["version"] != VERSION:
             raise DeviceError(f"record: version = {header['version']}: expected {VERSION}")
         if len(data) < record_bytes(header["jobs"]):
-            raise DeviceError(f"record: jobs = {header['jobs']}: expected {record_bytes(header['jobs'])} bytes, found {len(data)}")
+            expected = record_bytes(header["jobs"])
+            raise DeviceError(f"record: jobs = {header['jobs']}: expected {expected} bytes, found {len(data)}")
         if header["error"] not in ErrorCode.__members__.values():
             raise DeviceError(f"record: error = {header['error']}: expected a known error code")
         jobs = [read(JOB, JOBS_OFFSET + i * JOB_BYTES) for i in range(header["jobs"])]

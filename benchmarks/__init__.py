@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that write JSON with configuration hash, seed and commit."""
