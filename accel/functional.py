@@ -20,7 +20,7 @@ from accel.commands import COMMAND_BYTES, FIELDS, RESERVED, Command, Flag, Opcod
 from accel.config import Formats, Hardware, engine_hash
 from accel.errors import BundleError, ProgramError
 from accel.golden import PreparedGate
-from accel.kernels import PreparedLinear, PreparedUnit
+from accel.kernels import PreparedLinear, PreparedUnit, one_blas_thread
 from accel.layers import Kind, Layer
 from accel.record import COUNTERS, ErrorCode, Record
 from accel.routing import Queue, Routing, Schedule, schedule
@@ -146,6 +146,10 @@ class FunctionalEngine:
         Returns:
             The record that was written. Errors stop the program and are reported in it, as in hardware.
         """
+        with one_blas_thread():
+            return self._execute(memory, program, commands, record)
+
+    def _execute(self, memory: Array, program: int, commands: int, record: int) -> Record:
         result = Record({"engine_hash": engine_hash(self.formats, self.hardware)}, dict.fromkeys(_FUNCTIONAL, 0))
         job = dict.fromkeys(_JOB_FUNCTIONAL, 0)
         index = 0

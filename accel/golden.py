@@ -187,9 +187,14 @@ def run_frame(
         engine: computes the linear layers and experts.
         record: keep every boundary in the result's trace.
     """
+    encoder.network.task_index(task)
+    check_image(image, encoder.network)
+    with kernels.one_blas_thread():
+        return _run_blocks(encoder, image, task, engine, record)
+
+
+def _run_blocks(encoder: Encoder, image: Array, task: str, engine: LinearEngine, record: bool) -> FrameResult:
     net, bits = encoder.network, encoder.formats.activation_bits
-    net.task_index(task)
-    check_image(image, net)
     trace: Trace = {}
     routing: dict[int, Routing] = {}
     x = np.empty((net.tokens, net.embed_dim), np.int16)

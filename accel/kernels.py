@@ -8,9 +8,12 @@ or float64 from a bound that holds for every input, never from the data at hand.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -19,6 +22,11 @@ from numpy.typing import NDArray
 
 from accel import numerics
 from accel.params import LayerNorm, Linear, Unit
+
+try:
+    from threadpoolctl import ThreadpoolController
+except ImportError:  # an optional accelerator of this module, not part of the contract
+    ThreadpoolController = None
 
 Array = NDArray[Any]
 
@@ -33,6 +41,39 @@ def exact_float(bound: int) -> type[np.floating[Any]]:
     if bound <= _EXACT64:
         return np.float64
     raise OverflowError(f"no float holds integers up to {bound} exactly")
+
+
+_WORKER = "golden"
+_ROWS_PER_TASK = 256
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix=_WORKER)
+
+
+def parallel(function: Callable[[int], None], items: Iterable[int]) -> None:
+    """Run ``function`` on each item on all cores; NumPy releases the interpreter lock inside."""
+    work = list(items)
+    if len(work) < 2 or threading.current_thread().name.startswith(_WORKER):
+        for item in work:  # a worker that waited for workers could wait forever
+            function(item)
+        return
+    list(_pool().map(function, work))
+
+
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    return ThreadpoolController() if ThreadpoolController is not None else None
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Keep BLAS from starting threads of its own while ours share the work.
+
+    Its threads wait actively for each other; on a busy machine frames took up to six times as long with them.
+    """
+    controller = _blas()
+    return contextlib.nullcontext() if controller is None else controller.limit(limits=1, user_api="blas")
 
 
 class PreparedLinear:
@@ -51,12 +92,20 @@ class PreparedLinear:
     def __call__(self, x: Array, bits: int, narrow: bool = False) -> Array:
         """x [N, K] integer-valued → sat(RHE(x·Wᵀ + b, shift)) [N, O], integer-valued floats."""
         weight, bias, scale = self._floats
-        accumulator = x.astype(self.dtype, copy=False) @ weight
-        accumulator += bias
-        accumulator *= scale
-        np.rint(accumulator, out=accumulator)
         low, high = numerics.bounds(bits, narrow)
-        return np.clip(accumulator, low, high, out=accumulator)
+        result = np.empty((x.shape[0], self.layer.outputs), self.dtype)
+
+        def rows_from(start: int) -> None:
+            rows = slice(start, start + _ROWS_PER_TASK)
+            accumulator = result[rows]
+            np.matmul(x[rows].astype(self.dtype, copy=False), weight, out=accumulator)
+            accumulator += bias
+            accumulator *= scale
+            np.rint(accumulator, out=accumulator)
+            np.clip(accumulator, low, high, out=accumulator)
+
+        parallel(rows_from, range(0, x.shape[0], _ROWS_PER_TASK))
+        return result
 
 
 class PreparedUnit:
@@ -103,16 +152,6 @@ def _probability_table() -> Array:
     u = np.arange(4097)
     power = numerics.exp2_negative(u)
     return ((numerics.PROBABILITY_MAX * power + (1 << 14)) >> 15).astype(np.float32)
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="golden")
-
-
-def parallel(function: Callable[[int], None], items: Iterable[int]) -> None:
-    """Run ``function`` on each item on all cores; NumPy releases the interpreter lock inside."""
-    list(_pool().map(function, items))
 
 
 def attention(qkv: Array, heads: int, score_shift: int, output_shift: int, bits: int) -> Array:
