@@ -1,0 +1,1 @@
+"""M3ViT in PyTorch: backbone, gates, heads, rendered scenes, losses, metrics and training."""
