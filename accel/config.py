@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,15 @@ T = TypeVar("T")
 def _require(condition: bool, where: str, field_name: str, found: object, expected: str) -> None:
     if not condition:
         raise ConfigError(f"{where}: {field_name} = {found!r}: expected {expected}")
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _named(part: Any, where: str) -> None:
+    """Names become parts of file names and generated identifiers."""
+    ok = isinstance(part.name, str) and _NAME.fullmatch(part.name) is not None
+    _require(ok, where, "name", part.name, "letters, digits, '.', '_' and '-', the first a letter or a digit")
 
 
 def _positive(part: Any, where: str, *names: str) -> None:
@@ -104,6 +114,7 @@ class Network:
 
     def __post_init__(self) -> None:
         where = f"network {self.name!r}"
+        _named(self, where)
         _positive(
             self, where, "image_height", "image_width", "patch", "embed_dim", "depth", "heads", "dense_hidden",
             "experts", "top_k", "expert_hidden", "unit_hidden", "head_hidden",
@@ -246,6 +257,7 @@ class Hardware:
 
     def __post_init__(self) -> None:
         where = f"hardware {self.name!r}"
+        _named(self, where)
         names = [item.name for item in dataclasses.fields(self) if item.name != "name"]
         _positive(self, where, *names)
         for name in ("tile_tokens", "tile_inputs", "ports", "port_bytes", "burst_beats", "topk_lanes"):
@@ -255,7 +267,8 @@ class Hardware:
         _require(self.tile_tokens >= 2, where, "tile_tokens", self.tile_tokens, "at least 2 (pairs share a DSP)")
         _require(self.burst_beats <= 16, where, "burst_beats", self.burst_beats, "at most 16 (UG1085)")
         _require(self.row_bytes % self.line_bytes == 0, where, "tile_outputs", self.tile_outputs,
-                 f"rows of {self.tile_inputs} × tile_outputs bytes to be whole {self.line_bytes}-byte lines")  # fmt: skip
+                 f"rows of {self.tile_inputs} × tile_outputs bytes to be whole "
+                 f"{self.line_bytes}-byte lines")  # fmt: skip
         _require(self.weight_slots >= 2, where, "weight_slots", self.weight_slots, "at least 2 (ping-pong)")
         _require(self.max_experts <= 256, where, "max_experts", self.max_experts, "at most 256")
         _require(self.max_top_k <= 8, where, "max_top_k", self.max_top_k, "at most 8")

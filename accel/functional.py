@@ -52,7 +52,8 @@ class Limits:
     def check(self, command: Command, memory_bytes: int) -> Layer:
         """Shape of the command's layer; raises EngineError if the engine cannot run it.
 
-        ``error_detail`` is the position of the offending field in ``commands.FIELDS``.
+        ``error_detail`` is the position of the offending field in ``commands.FIELDS``; for READ and WRITE it is the
+        memory port, of which this model has one.
         """
         hw = self.hardware
         kind = _KINDS[command.opcode]
@@ -83,6 +84,7 @@ class Limits:
         require(command.tiles_per_unit == layer.tiles_per_unit, "tiles_per_unit")
         held = layer.second.rows + (layer.first.rows if layer.first else 0)
         require(held <= rows, "hidden" if hidden else "tiles_per_unit")
+        require(layer.gate is None or layer.gate.rows <= rows, "experts")
         require(command.unit_bytes == layer.unit_bytes, "unit_bytes", ErrorCode.ADDRESS)
         spans = {
             "weights": layer.experts * layer.expert_bytes,
@@ -95,7 +97,7 @@ class Limits:
             offset = getattr(command, name)
             require(offset % hw.stripe_bytes == 0, name, ErrorCode.ADDRESS)
             if offset + size > memory_bytes:
-                raise EngineError(ErrorCode.READ if name != "output" else ErrorCode.WRITE, position[name])
+                raise EngineError(ErrorCode.READ if name != "output" else ErrorCode.WRITE)
         return layer
 
 
@@ -249,7 +251,8 @@ class FunctionalEngine:
         try:
             return self._prepared.get(data, shape, build)
         except BundleError as error:  # padding lanes that are not zero: hardware would compute, we refuse
-            raise EngineError(ErrorCode.SHAPE) from error
+            weights = [item.name for item in FIELDS].index("weights")
+            raise EngineError(ErrorCode.SHAPE, weights) from error
 
     def _queues(
         self, memory: Array, command: Command, layer: Layer, x: Array, counters: dict[str, int], job: dict[str, int]

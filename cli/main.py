@@ -1,0 +1,113 @@
+"""The command ``m3vit``: finds its sub-commands by name, turns errors into one line and an exit code.
+
+Exit codes: 0 success, 1 a failure that the message explains or a verification that found a mismatch, 2 wrong usage,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import click
+
+from accel.errors import M3vitError
+from cli.console import tool_version
+
+COMMANDS: Mapping[str, str] = {
+    "train": "cli.commands.train",
+    "export": "cli.commands.export",
+    "inspect": "cli.commands.inspect",
+    "verify": "cli.commands.verify",
+    "run": "cli.commands.run",
+    "demo": "cli.commands.demo",
+}
+"""Sub-command → module with a click command ``command``, in the order of the chain."""
+
+EXTRAS: Mapping[str, str] = {
+    "torch": "train",
+    "brevitas": "train",
+    "safetensors": "train",
+    "onnx": "export",
+    "onnxruntime": "export",
+}
+"""Package that may be missing from a light installation → the extra that brings it."""
+
+
+class LazyGroup(click.Group):
+    """A group whose sub-commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(COMMANDS[cmd_name]).command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(tool_version(), prog_name="m3vit")
+def m3vit() -> None:
+    """Multi-task MoE vision transformer on an expert-streaming engine: train, quantize, export, stream, verify.
+
+    \b
+    Every step reads what the one before it wrote:
+      m3vit train --out build/run                        rendered scenes → run/float, run/qat .safetensors
+      m3vit export build/run/qat.safetensors build/b     integers, one blob per expert and layer
+      m3vit inspect build/b                              what is in a bundle
+      m3vit verify build/b --backends golden             every integer at every layer boundary
+      m3vit run build/b --image photo.png --task depth   a prediction as a picture
+    \b
+    Without training, and without PyTorch:
+      m3vit export --random m3vit-small-pascal build/b --seed 0
+    \b
+    Everything at once, with a report: m3vit demo --out build/demo
+    """
+
+
+def _explain_missing(error: ModuleNotFoundError) -> str | None:
+    """One line for a package that an extra brings; None if the import failed for another reason."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    extra = EXTRAS[package]
+    return f"this needs {package}, which is not installed: pip install 'm3vit-codesign[{extra}]'"
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"m3vit: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``m3vit`` with ``arguments`` (the process' own by default) and return the exit code."""
+    try:
+        result = m3vit.main(
+            args=None if arguments is None else list(arguments), prog_name="m3vit", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except M3vitError as error:
+        return _fail(error, 1)
+    except ModuleNotFoundError as error:
+        message = _explain_missing(error)
+        if message is None:
+            raise
+        return _fail(message, 1)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("m3vit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has left (`m3vit … | head`); keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,123 @@
+"""What every back end offers the driver: memory, registers, an interrupt and a reset. Nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel import registers
+from accel.config import Formats, Hardware
+from accel.errors import DeviceError
+from accel.registers import SPAN
+
+Array = NDArray[Any]
+Reg: Any = registers.Reg
+"""``accel.registers.Reg``; its members are made at run time, so type checkers cannot know them."""
+D = TypeVar("D", bound="Device")
+B = TypeVar("B", bound="Buffer")
+
+
+class Buffer(ABC):
+    """Memory that host and engine both reach.
+
+    Attributes:
+        array: uint8 view for the host.
+        device_address: address of the first byte as the engine sees it.
+    """
+
+    array: NDArray[np.uint8]
+    device_address: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(self.array.size)
+
+    @abstractmethod
+    def flush(self, offset: int = 0, size: int | None = None) -> None:
+        """Make what the host wrote to this range visible to the engine."""
+
+    @abstractmethod
+    def invalidate(self, offset: int = 0, size: int | None = None) -> None:
+        """Make what the engine wrote to this range visible to the host."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the memory back. Closing twice is harmless."""
+
+    def __enter__(self: B) -> B:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Device(ABC):
+    """One engine.
+
+    Attributes:
+        name: of the back end.
+        hardware, formats: what the engine is believed to be built with; only its identity record proves
+            it (:meth:`host.driver.Driver.identify`).
+    """
+
+    name = "device"
+
+    def __init__(self, hardware: Hardware, formats: Formats) -> None:
+        self.hardware, self.formats = hardware, formats
+
+    @abstractmethod
+    def allocate(self, size: int) -> Buffer:
+        """Zeroed memory of ``size`` bytes, aligned to 4096; raises DeviceError if there is none left."""
+
+    @abstractmethod
+    def read_register(self, offset: int) -> int:
+        """32-bit register; offsets are those of ``accel.registers.Reg``."""
+
+    @abstractmethod
+    def write_register(self, offset: int, value: int) -> None:
+        """Write a 32-bit register."""
+
+    @abstractmethod
+    def wait_interrupt(self, timeout: float) -> bool:
+        """Wait until the interrupt line is high, at most ``timeout`` seconds.
+
+        Returns whether it is. A back end without an interrupt sleeps for a short while and returns False:
+        the driver looks at the registers after every return.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Stop whatever runs and put all registers back to zero. Memory keeps its content."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the engine and every buffer. Closing twice is harmless."""
+
+    def __enter__(self: D) -> D:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_register(offset: int, value: int = 0) -> None:
+    """Raise DeviceError unless this is an aligned offset in the register space and a 32-bit value."""
+    if offset % 4 or not 0 <= offset < SPAN:
+        raise DeviceError(f"register {offset:#x}: expected a multiple of 4 below {SPAN:#x}")
+    if not 0 <= value < 1 << 32:
+        raise DeviceError(f"register {offset:#x}: value {value:#x}: expected 32 bits")

@@ -1,0 +1,1 @@
+"""Quantization-aware training under the numeric contract, export to integer parameters, ONNX."""
