@@ -1,0 +1,1 @@
+"""Cycle-approximate simulation of the engine; nothing is here yet."""
