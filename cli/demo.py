@@ -161,7 +161,8 @@ class Demo:
         checkpoint = str(checkpoint_file(self.plan.run_dir, "qat"))
         _, held_out = self._data()
         frames = [Frame(f"scene {i}", held_out.images[i]) for i in range(TRACED_FRAMES)]
-        totals: dict[str, Any] = {"compared": 0, "mismatches": 0, "per_task": {}, "per_backend": {}, "first_mismatch": None}
+        totals: dict[str, Any] = {"compared": 0, "mismatches": 0, "first_mismatch": None}
+        totals |= {"per_task": {}, "per_backend": {}}
         rounds = ((["torch", "golden"], frames), (["onnx"], frames[:ONNX_FRAMES]))
         with progress(sum(len(some) for _, some in rounds), "verifying", "frame", self.quiet) as bar:
             for backends, some in rounds:

@@ -154,7 +154,8 @@ def _bars(task: str, block: int, queue: Array) -> str:
         bars.append(f'<text x="{x + width / 2}" y="{height + 26}" text-anchor="middle">{expert}</text>')
     mean = height - height * float(queue.mean()) / top + 14
     line = f'<line x1="0" x2="{total}" y1="{mean:.1f}" y2="{mean:.1f}" stroke="currentColor" stroke-dasharray="4 3"/>'
-    label = f'<text x="4" y="11">longest {int(queue.max())}, mean {queue.mean():.1f}, empty {int((queue == 0).sum())}</text>'
+    facts = f"longest {int(queue.max())}, mean {queue.mean():.1f}, empty {int((queue == 0).sum())}"
+    label = f'<text x="4" y="11">{facts}</text>'
     svg = f'<svg width="{max(total, 190)}" height="{height + 30}">{"".join(bars)}{line}{label}</svg>'
     return f"<figure>{svg}<figcaption>{escape(task)}, block {block}: tokens per queue</figcaption></figure>"
 
