@@ -5,7 +5,7 @@
 .DEFAULT_GOAL := help
 
 PYTHON ?=
-EXTRAS ?= train,export,dev
+EXTRAS ?= train,export,rtl,dev
 PIP_FLAGS ?=
 QUALITY ?= quick
 ARGS ?=
@@ -45,7 +45,7 @@ lint: $(STAMP) ## ruff and mypy
 
 clean: ## remove what was built, keep .venv/
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find $(PACKAGES) tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find $(PACKAGES) $(wildcard tests benchmarks) -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv/ as well
 	rm -rf $(VENV)

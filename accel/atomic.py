@@ -42,7 +42,7 @@ def _prefix(target: Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -132,11 +132,13 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def recover(path: str | os.PathLike[str]) -> Path:
-    """Undo an exchange of directories that a kill interrupted; returns ``path``."""
+    """Undo an exchange of directories that a kill interrupted; returns ``path``, or what it is a link or dots for."""
     target = Path(path)
-    aside = _aside(target)
-    if aside.is_dir() and not target.exists():
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
+        if target.name in ("", "..") or target.is_symlink():
+            target = target.resolve()
+        aside = _aside(target)
+        if aside.is_dir() and not target.exists():
             aside.replace(target)
     return target
 
@@ -160,10 +162,12 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _sync(item)
             _sync(temporary)
             temporary.chmod(0o755)
-            if target.exists():
-                _exchange(temporary, target)
-            else:
+            try:
                 temporary.replace(target)
+            except OSError:  # there is a directory already, perhaps since a moment ago by another writer
+                if not target.is_dir():
+                    raise
+                _exchange(temporary, target)
             _sync(target.parent)
     except OSError as error:
         raise _failed(target, error) from error

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -122,6 +123,20 @@ def _blob_path(directory: Path, name: str) -> Path:
     return directory / "blobs" / f"{name}.bin"
 
 
+def _replaceable(target: Path) -> bool:
+    """Whether nothing but a bundle, whole or damaged, would be lost with ``target``."""
+    if not target.is_dir():
+        return True  # nothing, or a file, which atomic_directory refuses
+    try:
+        names = {item.name for item in target.iterdir()}
+        return not names or (
+            names <= {"manifest.json", "blobs"}
+            and f'"{FORMAT}"' in (target / "manifest.json").read_text(encoding="utf-8", errors="replace")
+        )
+    except OSError:
+        return False
+
+
 def write_bundle(
     path: str | os.PathLike[str],
     encoder: Encoder,
@@ -143,7 +158,7 @@ def write_bundle(
     encoder.check()
     config = Config(encoder.network, encoder.formats, hardware)
     target = recover(path)
-    if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+    if not _replaceable(target):
         raise BundleError(f"{target}: expected a bundle or an empty directory, found other files; not overwritten")
     writers = _blob_writers(encoder, config)
     arrays: dict[str, dict[str, Any]] = {}
@@ -254,10 +269,11 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     directory = recover(path)
     source = directory / "manifest.json"
-    if not directory.is_dir():
-        found = "a file" if directory.exists() else "nothing"
+    # os.path answers False where pathlib would raise: a name too long, a directory that may not be entered.
+    if not os.path.isdir(directory):
+        found = "a file" if os.path.exists(directory) else "nothing"
         raise BundleError(f"{directory}: expected a bundle directory, found {found}")
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise BundleError(f"{directory}: expected a bundle with manifest.json, found none")
     try:
         manifest = parse_json(source.read_text(encoding="utf-8"), str(source))
@@ -331,9 +347,11 @@ def _read_encoder(bundle: Bundle) -> Encoder:
         if entry["dtype"] not in _DTYPES:
             raise BundleError(f"arrays.{name}.dtype: expected one of {', '.join(_DTYPES)}, found {entry['dtype']!r}")
         dtype = np.dtype(_DTYPES[entry["dtype"]]).newbyteorder("<")
-        if any(size < 0 for size in entry["shape"]):
-            raise BundleError(f"arrays.{name}.shape: expected sizes of at least 0, found {entry['shape']}")
-        count = int(np.prod(entry["shape"], dtype=np.int64))
+        if len(entry["shape"]) > 4 or any(not 0 <= size <= len(host) for size in entry["shape"]):
+            raise BundleError(
+                f"arrays.{name}.shape: expected at most 4 sizes from 0 to {len(host)}, found {entry['shape']!s:.60}"
+            )
+        count = math.prod(entry["shape"])
         end = entry["offset"] + count * dtype.itemsize
         if entry["offset"] < 0 or end > len(host):
             raise BundleError(f"arrays.{name}: expected to end within {len(host)} bytes, found {end}")

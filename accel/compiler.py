@@ -244,6 +244,8 @@ def compile_replay(
     weights, end = place_weights(bundle.config)
     activations = len(frames) * sum(sum(layer_bytes(layer).values()) for layer in layers)
     count = sum(1 for _ in _replay_opcodes(len(frames), len(layers), barrier_between_jobs))
+    if weights_bytes is not None and weights_bytes < end:
+        raise ProgramError(f"replay: weights region: expected at least {end} bytes, found {weights_bytes}")
     arena = ArenaMap.layout(
         weights=weights_bytes or end,
         activations=activations,

@@ -85,6 +85,8 @@ class Limits:
         held = layer.second.rows + (layer.first.rows if layer.first else 0)
         require(held <= rows, "hidden" if hidden else "tiles_per_unit")
         require(layer.gate is None or layer.gate.rows <= rows, "experts")
+        tiles = -(-layer.outputs // hw.tile_outputs)
+        require(hidden or (layer.units - 1) * layer.tiles_per_unit < tiles, "units")  # no unit without a tile
         require(command.unit_bytes == layer.unit_bytes, "unit_bytes", ErrorCode.ADDRESS)
         spans = {
             "weights": layer.experts * layer.expert_bytes,

@@ -29,6 +29,8 @@ def check_array(where: str, array: Array, dtype: type, shape: tuple[int, ...]) -
 
 
 def _check_range(where: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int:  # anything else would not survive the manifest
+        raise ExportError(f"{where}: expected an integer, found {type(value).__name__} {value!r}")
     if not low <= value <= high:
         raise ExportError(f"{where}: expected a value from {low} to {high}, found {value}")
 

@@ -171,7 +171,8 @@ def _check_is_safetensors(path: Path) -> None:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read: {error.strerror or error}") from error
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    # A safetensors header may be 0x80 bytes long modulo 256, which looks like a pickle's first byte.
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{"):
         raise CheckpointError(
             f"{path}: expected a {FORMAT} (.safetensors), found a pickle file (torch.save): "
             "refused, because loading it would run code stored in it"

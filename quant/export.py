@@ -143,19 +143,19 @@ class _Exporter:
             found = tuple(layer.weight.shape)
             expected = f"{groups} x {outputs} rows of {inputs}"
             raise ExportError(f"{where}.weight: expected {expected} weights, found {found}")
-        stacked = layer.weight_quant(layer.folded()[0])
-        bits = float(stacked.bit_width)
+        rows = layer.quantized_rows(exponent_in)
+        bits, zero = float(rows.bit_width), float(rows.zero_point)
         if bits != self.formats.weight_bits:
-            raise ExportError(f"{where}.weight: expected {self.formats.weight_bits} bits, found {bits:g}")
-        if bool(stacked.zero_point.any()):
-            raise ExportError(f"{where}.weight: expected zero point 0, found {stacked.zero_point}")
-        rows, bias, scale = layer.quantized_rows(exponent_in)
-        exponent = _exponents(f"{where}.weight scale", scale)
-        weight = _integers(f"{where}.weight", rows, exponent[:, None], np.int8)
+            wanted = self.formats.weight_bits
+            raise ExportError(f"{where}.weight: expected {wanted} bits, found {bits:g}")
+        if zero != 0:
+            raise ExportError(f"{where}.weight: expected zero point 0, found {zero:g}")
+        exponent = _exponents(f"{where}.weight scale", rows.scale)
+        weight = _integers(f"{where}.weight", rows.weight, exponent[:, None], np.int8)
         exponent = exponent + exponent_in
-        if bias is None:
+        if rows.bias is None:
             return weight, np.zeros(groups * outputs, np.int32), exponent
-        return weight, _integers(f"{where}.bias", bias, exponent, np.int32), exponent
+        return weight, _integers(f"{where}.bias", rows.bias, exponent, np.int32), exponent
 
     def linear(
         self,

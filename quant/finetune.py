@@ -82,7 +82,7 @@ def finetune(
     if resume and options is not None and path.exists():
         _check_same(path, extra)
     quantized = QuantMultiTaskViT.from_float(model, formats).to(place)
-    images = torch.from_numpy(train_set.images[:calibration_images]).to(place)
+    images = torch.from_numpy(train_set.first_images(calibration_images)).to(place)
     quantized.calibrate(images)
     result = None
     if options is None:

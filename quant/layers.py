@@ -170,11 +170,11 @@ class Gates(nn.Module):
             gate_ids: number of each task.
             vectors: task embeddings [T, G] for ``task_conditioned`` routing.
         """
-        rows, _, scale = self.token_part.quantized_rows(exponent_in)
-        weight = rows.view(-1, self.experts, self.dim)
-        scale = scale * 2.0**exponent_in
+        rows = self.token_part.quantized_rows(exponent_in)
+        weight = rows.weight.view(-1, self.experts, self.dim)
+        scale = rows.scale * 2.0**exponent_in
         if self.task_part is None:
-            ids = torch.tensor(list(gate_ids), device=rows.device)
+            ids = torch.tensor(list(gate_ids), device=weight.device)
             return weight.index_select(0, ids), None, scale.index_select(0, ids)
         assert vectors is not None
         bias = vectors @ self.task_part * LOG2E

@@ -19,7 +19,7 @@ from model.heads import PupHead, patchify
 from model.moe import GateNoise, RoutingStats
 from model.vit import ForwardResult, MultiTaskViT, TaskEmbedding
 from quant.convert import load_float
-from quant.layers import Block, Experts, LightHead, MoE, Record
+from quant.layers import Block, LightHead, MoE, Record
 from quant.quantizers import WIDE_BITS, FixedPoint, Observer, Requantize, StackedLinear
 
 INPUT_EXPONENT = -7
@@ -84,8 +84,13 @@ class QuantMultiTaskViT(nn.Module):
         ``noise`` is accepted and ignored: quantized gates have none.
         """
         names, gate_ids = self._select(images, tasks, gate_override)
+        outputs = {}
         with torch.autocast(images.device.type, enabled=False):
-            return self._run(images, names, gate_ids, _ignore)
+            tokens, loss, routing = self._encode(images, gate_ids, _ignore)
+            for name, part in zip(names, tokens, strict=True):
+                light = self._light_head(name, part, _ignore)
+                outputs[name] = self.heads[name](part) if light is None else light
+        return ForwardResult(outputs, loss, names, routing)
 
     def _select(
         self,
@@ -113,13 +118,15 @@ class QuantMultiTaskViT(nn.Module):
         record("embed", x, self.residual.format.value)
         return x
 
-    def _run(
-        self, images: Tensor, names: tuple[str, ...], gate_ids: Sequence[int], record: Record
-    ) -> ForwardResult:
-        """Blocks and heads. What precedes the first gate is computed once for all tasks; from there on they
-        lie side by side in the batch.
+    def _encode(
+        self, images: Tensor, gate_ids: Sequence[int], record: Record
+    ) -> tuple[Tensor, Tensor, dict[int, RoutingStats]]:
+        """Images -> tokens [T, B, N, D], balance loss, routing per MoE block.
+
+        What precedes the first gate is computed once for all tasks; from there on they lie side by side in
+        the batch.
         """
-        b, tasks = len(images), len(names)
+        b, tasks = len(images), len(gate_ids)
         residual, stream = self.residual, self.residual.format
         x = self._embed(images, record)
         vectors = None if self.task_embedding is None else self.task_embedding(gate_ids)
@@ -145,21 +152,30 @@ class QuantMultiTaskViT(nn.Module):
                 )
                 loss = loss + block_loss
             else:
-                assert isinstance(block.mlp, Experts)
                 z = block.mlp(y.flatten(0, 1), [y.shape[0] * y.shape[1]], exponent, residual)
             x = residual(x + z.view_as(x))
             record(f"{where}.residual", x, stream.value)
         tokens = x.view(tasks, b, *x.shape[1:]) if len(x) == tasks * b else x.expand(tasks, *x.shape)
-        outputs = {}
-        for i, name in enumerate(names):
-            head = self.heads[name]
+        return tokens, loss, routing
 
-            def to_task(part: str, values: Tensor, exponent: int, name: str = name) -> None:
-                record(f"{name}:{part}", values, exponent)
+    def _light_head(self, name: str, tokens: Tensor, record: Record) -> Tensor | None:
+        """Output [B, C, H, W] of a task's light head on tokens [B, N, D]; None if its head is another."""
+        head = self.heads[name]
+        if not isinstance(head, LightHead):
+            return None
 
-            light = isinstance(head, LightHead)
-            outputs[name] = head(tokens[i], residual, to_task) if light else head(tokens[i])
-        return ForwardResult(outputs, loss, names, routing)
+        def of_task(part: str, values: Tensor, exponent: int) -> None:
+            record(f"{name}:{part}", values, exponent)
+
+        return head(tokens, self.residual, of_task)
+
+    def _walk(
+        self, images: Tensor, names: Sequence[str], gate_ids: Sequence[int], record: Record
+    ) -> None:
+        """Run everything that is quantized, for ``record`` or the observers."""
+        tokens, _, _ = self._encode(images, gate_ids, record)
+        for name, part in zip(names, tokens, strict=True):
+            self._light_head(name, part, record)
 
     def formats_in_use(self) -> Iterator[tuple[str, FixedPoint]]:
         """Every activation format with its name."""
@@ -196,7 +212,7 @@ class QuantMultiTaskViT(nn.Module):
         try:
             with self.float_mode():
                 for part in images.split(batch):
-                    self(part)
+                    self._walk(part, *self._select(part, None), _ignore)
             for name, point in self.formats_in_use():
                 assert point.observer is not None
                 try:
@@ -228,7 +244,7 @@ class QuantMultiTaskViT(nn.Module):
             raise ConfigError(f"trace: expected integer mode, found weights of {self.position.dtype}")
         names, gate_ids = self._select(images, tasks)
         recorder = _Recorder(names, len(images))
-        self._run(images, names, gate_ids, recorder)
+        self._walk(images, names, gate_ids, recorder)
         return recorder.finish()
 
 

@@ -292,7 +292,7 @@ def export_qcdq(model: QuantMultiTaskViT, path: str | os.PathLike[str]) -> Path:
         for module in plain.modules():
             if isinstance(module, qnn.QuantLinear) and module.bias is not None:
                 module.bias_quant.cache_inference_quant_bias = True
-        plain(image)  # the exporter reads the biases' scales from this run
+        # The exporter's own trial run fills the caches from which it takes the biases' scales.
         with atomic_write(target) as temporary:
             export_onnx_qcdq(
                 plain,

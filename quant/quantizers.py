@@ -12,7 +12,7 @@ power of two is exact, so the integers can be read back at any point.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import brevitas.nn as qnn
 import torch
@@ -171,6 +171,16 @@ def weight_quantizer(bits: int) -> Any:
     return Int8WeightPerChannelFixedPoint.let(bit_width=bits, scaling_min_val=MIN_THRESHOLD)
 
 
+class QuantizedRows(NamedTuple):
+    """weight [rows, inputs], bias [rows], scale of the weight [rows], and what Brevitas says of its format."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor
+    bit_width: Tensor | float
+    zero_point: Tensor | float
+
+
 class StackedLinear(qnn.QuantLinear):
     """The same linear stage of several experts or units in one QuantLinear of groups * outputs rows.
 
@@ -227,22 +237,23 @@ class StackedLinear(qnn.QuantLinear):
 
     def quantized(self, exponent_in: int) -> tuple[Tensor, Tensor | None]:
         """Quantized weight [groups, outputs, inputs] and bias [groups, outputs] for inputs at an exponent."""
-        weight, bias, _ = self.quantized_rows(exponent_in)
+        rows = self.quantized_rows(exponent_in)
         shape = (self.groups, self.outputs)
-        return weight.view(*shape, self.inputs), None if bias is None else bias.view(shape)
+        bias = None if rows.bias is None else rows.bias.view(shape)
+        return rows.weight.view(*shape, self.inputs), bias
 
     def accumulate(self, x: Tensor, exponent_in: int) -> Tensor:
         """Accumulators of a layer with one group: x [..., inputs] -> [..., outputs]."""
-        weight, bias, _ = self.quantized_rows(exponent_in)
-        return F.linear(x, weight, bias)
+        rows = self.quantized_rows(exponent_in)
+        return F.linear(x, rows.weight, rows.bias)
 
-    def quantized_rows(self, exponent_in: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Quantized weight [rows, inputs], bias [rows] and weight scale [rows]."""
+    def quantized_rows(self, exponent_in: int) -> QuantizedRows:
+        """The whole stack quantized, for inputs at an exponent."""
         weight, bias = self.folded()
         if not self.enabled:
-            return weight, bias, torch.ones_like(weight[:, 0])
+            return QuantizedRows(weight, bias, torch.ones_like(weight[:, 0]), 0, 0)
         stacked = self.weight_quant(weight)
         scale = stacked.scale.detach().reshape(-1).expand(len(weight))
         if bias is not None:
             bias = self.bias_quant.tensor_quant(bias, scale * 2.0**exponent_in)[0]
-        return stacked.value, bias, scale
+        return QuantizedRows(stacked.value, bias, scale, stacked.bit_width, stacked.zero_point)

@@ -28,6 +28,11 @@ def command(out: Path, quality: str, seed: int, as_json: bool, quiet: bool) -> i
       summary.json          metrics, integers compared, checks
       report.html           pictures, routing heat maps, expert load
 
+    \b
+    Examples:
+      m3vit demo --out build/demo
+      m3vit demo --out build/better --quality better
+
     Exit code 1 if any integer differs between golden model, driver, torch and onnxruntime.
     """
     from cli.demo import Demo, metrics_table

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome, environment, finish, start
+from command_line import Outcome, environment, finish, start
 
 from accel.bundle import open_bundle
 from accel.config import HARDWARE
@@ -184,7 +184,7 @@ def test_pickled_code_is_not_run(m3vit: Run, tmp_path: Path) -> None:
 
 
 def test_float_checkpoint_is_refused(m3vit: Run, tmp_path: Path) -> None:
-    from conftest import TINY
+    from command_line import TINY
 
     from accel.config import network_from_dict, to_dict
     from model.checkpoint import Checkpoint, save_checkpoint

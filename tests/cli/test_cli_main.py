@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import TINY, Outcome, environment
+from command_line import TINY, Outcome, environment
 
 from accel.config import HARDWARE, NETWORKS, network_from_dict, to_dict
 from accel.errors import ConfigError

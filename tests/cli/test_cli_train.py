@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Outcome, environment, finish, start
+from command_line import Outcome, environment, finish, start
 
 pytest.importorskip("torch")
 pytest.importorskip("brevitas")

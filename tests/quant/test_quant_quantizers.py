@@ -39,7 +39,7 @@ def test_weight_scales_follow_the_largest_weight_per_row():
     layer = StackedLinear(6, 4, 8)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0], [0.13], [0.0], [-3.99]]) * torch.ones(6))
-    weight, _, scale = layer.quantized_rows(-5)
+    weight, _, scale, *_ = layer.quantized_rows(-5)
     assert scale.tolist() == [2.0**-7, 2.0**-9, MIN_THRESHOLD / 128, 2.0**-5]
     # 1.0 is 128 steps, which narrow range does not have.
     assert (weight / scale[:, None])[:, 0].tolist() == [127, 67, 0, -127]
@@ -58,7 +58,7 @@ def test_linear_and_requantize_equal_the_contract(weight_bits, bits, narrow):
     x = torch.randint(-128, 128, (400, 64), generator=generator)
     x[:200, :8] = x[:200, :8] // 32 * 32
     e_in, e_out = -5, {4: 0, 8: -4, 16: -10}[bits]
-    weight, bias, scale = layer.quantized_rows(e_in)
+    weight, bias, scale, *_ = layer.quantized_rows(e_in)
     exponent = torch.log2(scale).long().numpy()
     w = np.rint(weight.detach().double().numpy() / 2.0 ** exponent[:, None]).astype(np.int64)
     b = np.rint(bias.detach().double().numpy() / 2.0 ** (exponent + e_in)).astype(np.int64)
