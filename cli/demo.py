@@ -23,7 +23,7 @@ from accel.config import Formats, digest, hardware, network
 from accel.errors import M3vitError
 from accel.golden import FrameResult, GoldenEngine, run_frame
 from cli.console import note, progress, tool_version
-from cli.report import BlockRouting, Report, SceneRow, Table, write_report
+from cli.report import BlockRouting, Report, SceneRow, Table, sheet, write_report
 from cli.training import RunSummary, TrainPlan, checkpoint_file, scene_sets, train
 
 if TYPE_CHECKING:
@@ -285,7 +285,11 @@ class Demo:
         }
 
     def _report(self, document: dict[str, Any], bundle: Bundle, engine: EngineResults) -> None:
+        from host.outputs import save_picture
+
         net, (_, held_out) = bundle.config.network, self._data()
+        scenes = _pictures(bundle, held_out, engine)
+        save_picture(self.out / "scenes.png", sheet(scenes))
         write_report(
             self.out / "report.html",
             Report(
@@ -313,7 +317,7 @@ class Demo:
                         [(c["check"], c["metric"], c["value"], c["bound"], c["ok"]) for c in document["checks"]],
                     ),
                 ],
-                scenes=_pictures(bundle, held_out, engine),
+                scenes=scenes,
                 routing=[_block_routing(bundle, block, engine) for block in net.moe_blocks],
             ),
         )

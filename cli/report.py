@@ -124,6 +124,22 @@ def _scenes(scenes: Sequence[SceneRow]) -> str:
     return f'<div class="pictures" style="{style}">{"".join(cells)}</div>'
 
 
+def sheet(scenes: Sequence[SceneRow], scale: int = 2, gap: int = 4) -> Image.Image:
+    """All scenes as one picture: a row each, with input, then prediction and truth per task."""
+    rows = []
+    for scene in scenes:
+        pairs = [(scene.predictions[task], scene.truths[task]) for task in scene.predictions]
+        rows.append([scene.image, *(image for pair in pairs for image in pair)])
+    width, height = scale * rows[0][0].width, scale * rows[0][0].height
+    size = (len(rows[0]) * (width + gap) - gap, len(rows) * (height + gap) - gap)
+    picture = Image.new("RGB", size, (255, 255, 255))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            scaled = image.resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(scaled, (x * (width + gap), y * (height + gap)))
+    return picture
+
+
 def _heat(block: BlockRouting) -> str:
     experts = len(next(iter(block.share.values())))
     head = "".join(f"<th>{expert}</th>" for expert in range(experts))

@@ -27,6 +27,7 @@ def command(out: Path, quality: str, seed: int, as_json: bool, quiet: bool) -> i
       onnx/                 the integer encoder per task, for onnxruntime
       summary.json          metrics, integers compared, checks
       report.html           pictures, routing heat maps, expert load
+      scenes.png            held-out scenes: input, then prediction and truth per task
 
     \b
     Examples:
