@@ -29,7 +29,9 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         with source.open("rb") as file:
             start = file.read(8)
             size = int.from_bytes(start, "little")
-            if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+            # A length may begin with 0x80, as pickles do, but then it fits into the file.
+            pickled = start[:1] == b"\x80" and size + 8 > source.stat().st_size
+            if start[:4] == b"PK\x03\x04" or pickled:
                 raise CheckpointError(
                     f"{source}: expected a {FORMAT} (.safetensors), found a pickle file (torch.save): not read, "
                     "because loading it would run code stored in it"

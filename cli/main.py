@@ -18,11 +18,17 @@ from cli.console import tool_version
 
 COMMANDS: Mapping[str, str] = {
     "train": "cli.commands.train",
+    "eval": "cli.commands.eval",
+    "recipes": "cli.commands.recipes",
     "export": "cli.commands.export",
     "inspect": "cli.commands.inspect",
     "verify": "cli.commands.verify",
     "run": "cli.commands.run",
     "demo": "cli.commands.demo",
+    "data": "cli.commands.data",
+    "import": "cli.commands.import_",
+    "cost": "cli.commands.cost",
+    "experts": "cli.commands.experts",
 }
 """Sub-command → module with a click command ``command``, in the order of the chain."""
 
@@ -30,8 +36,12 @@ EXTRAS: Mapping[str, str] = {
     "torch": "train",
     "brevitas": "train",
     "safetensors": "train",
+    "scipy": "train",
+    "h5py": "train",
+    "tomli": "train",
     "onnx": "export",
     "onnxruntime": "export",
+    "onnxoptimizer": "export",
 }
 """Package that may be missing from a light installation → the extra that brings it."""
 
@@ -65,6 +75,16 @@ def m3vit() -> None:
       m3vit export --random m3vit-small-pascal build/b --seed 0
     \b
     Everything at once, with a report: m3vit demo --out build/demo
+    \b
+    Data sets on disk:
+      m3vit data check DIR                               what is there, what is missing, for which task
+      m3vit recipes                                      experiments for `m3vit train CONFIG`, by name
+      m3vit train small-nyud-multi_gate --data-root DIR --out build/nyud
+      m3vit eval small-nyud-multi_gate build/nyud/qat.safetensors --data-root DIR
+    \b
+    From other code, and on paper:
+      m3vit import best_model.pth.tar m.safetensors --network m3vit-small-pascal
+      m3vit cost m3vit-small-pascal --head pup           MACs, parameters, bytes per frame
     """
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from accel.atomic import atomic_write
 from accel.config import Formats, Network, digest, parse_json, to_dict
@@ -21,10 +21,32 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model.data import Dataset
+    from model.samples import FolderDataset
     from model.train import FitResult
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
+
+
+class Plan(Protocol):
+    """What :class:`TrainPlan` and recipes have in common."""
+
+    @property
+    def network(self) -> Network: ...
+    @property
+    def formats(self) -> Formats: ...
+    @property
+    def run_dir(self) -> Path: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def qat_steps(self) -> int: ...
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes the results, ready for JSON."""
+
+    def options(self) -> dict[str, Any]:
+        """:meth:`identity` without the network and the formats."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +125,8 @@ class RunSummary:
         ]
 
     def columns(self) -> tuple[str, ...]:
-        return ("trivial", *(name for name in self.metrics if name != "trivial"))
+        """``trivial``, if it was measured, then the stages."""
+        return tuple(name for name in ("trivial", "float", "qat", "twin") if name in self.metrics)
 
 
 def checkpoint_file(run_dir: Path, stage: str) -> Path:
@@ -111,7 +134,7 @@ def checkpoint_file(run_dir: Path, stage: str) -> Path:
     return run_dir / f"{stage}.safetensors"
 
 
-def _start_run(plan: TrainPlan, resume: bool) -> None:
+def start_run(plan: Plan, resume: bool) -> None:
     """Claim the run folder for this plan; refuse one that holds another plan's run."""
     path = plan.run_dir / RUN_FILE
     wanted = plan.identity()
@@ -132,7 +155,7 @@ def _start_run(plan: TrainPlan, resume: bool) -> None:
             (plan.run_dir / METRICS_FILE).unlink(missing_ok=True)
         except OSError as error:
             raise M3vitError(f"{plan.run_dir}: cannot remove the old run: {error.strerror or error}") from error
-    _write_json(path, wanted)
+    write_json(path, wanted)
 
 
 def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
@@ -148,12 +171,12 @@ def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         )
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _check_tasks(network: Network) -> None:
+def check_scene_tasks(network: Network) -> None:
     """The scenes have targets for some tasks; those must mean the same in the network."""
     from model.data import SCENE_TASKS
     from model.scenes import CLASSES
@@ -214,7 +237,7 @@ def train(
     from model.vit import MultiTaskViT
     from quant.finetune import finetune, qat_options
 
-    _check_tasks(plan.network)
+    check_scene_tasks(plan.network)
     place = torch.device(device) if device is not None else distributed.default_device()
     common: dict[str, Any] = {
         "batch_size": plan.batch,
@@ -227,7 +250,7 @@ def train(
     chief = distributed.rank() == 0
     hush = quiet or not chief
     if chief:
-        _start_run(plan, resume)
+        start_run(plan, resume)
         scene_sets(plan, data_dir, hush)
     distributed.barrier()  # the others find the scenes rendered
     train_set, val_set = scene_sets(plan, data_dir, quiet=True)
@@ -237,19 +260,19 @@ def train(
     fits: dict[str, FitResult | None] = {}
     models: dict[str, nn.Module] = {"float": model}
     fits["float"] = fit(model, train_set, float_options, plan.run_dir, "float", device=place, resume=resume)
-    note(_progress_note("float", fits["float"]), hush)
+    note(progress_note("float", fits["float"]), hush)
 
     tuning = qat_options(plan.qat_steps, lr=plan.qat_lr, **common) if plan.qat_steps else None
     quantized = finetune(model, train_set, plan.run_dir, tuning, plan.formats, device=place, resume=resume)
     models["qat"], fits["qat"] = quantized.model, quantized.fit
-    note(_progress_note("qat", quantized.fit), hush)
+    note(progress_note("qat", quantized.fit), hush)
 
     if plan.twin and tuning is not None:
         twin = MultiTaskViT(plan.network, plan.seed)
         twin.load_state_dict(model.state_dict())
         fits["twin"] = fit(twin, train_set, tuning, plan.run_dir, "twin", device=place, resume=resume)
         models["twin"] = twin
-        note(_progress_note("twin", fits["twin"]), hush)
+        note(progress_note("twin", fits["twin"]), hush)
 
     metrics = _measure(plan, models, train_set, val_set, hush)
     summary = RunSummary(
@@ -260,11 +283,11 @@ def train(
     )
     if not chief:
         return None
-    _write_json(plan.run_dir / METRICS_FILE, _document(plan, summary))
+    write_json(plan.run_dir / METRICS_FILE, _document(plan, summary))
     return summary
 
 
-def _progress_note(stage: str, result: FitResult | None) -> str:
+def progress_note(stage: str, result: FitResult | None) -> str:
     if result is None:
         return f"{stage}: calibrated, no training"
     if result.resumed_at == result.steps:
@@ -291,14 +314,14 @@ def _measure(
     metrics: dict[str, Any] = {"trivial": trivial_metrics(plan.network, train_set, val_set)}
     for stage, model in models.items():
         path = checkpoint_file(plan.run_dir, stage)
-        known = _measured_before(path, model, val_set) if chief else None
+        known = measured_before(path, model, val_set) if chief else None
         device = next(model.parameters()).device
         missing = torch.tensor(float(chief and known is None), device=device)
         if distributed.all_reduce_sum(missing) > 0:
             note(f"{stage}: measuring on {len(val_set)} held-out scenes", quiet)
             known = evaluate(model, val_set)
             if chief:
-                _save_measured(plan, path, stage, model, known, val_set)
+                save_measured(plan, path, stage, model, known, val_set)
         metrics[stage] = known
     return metrics
 
@@ -316,7 +339,7 @@ def _document(plan: TrainPlan, summary: RunSummary) -> dict[str, Any]:
     }
 
 
-def _measured_before(path: Path, model: nn.Module, val_set: Dataset) -> dict[str, Any] | None:
+def measured_before(path: Path, model: nn.Module, val_set: Dataset | FolderDataset) -> dict[str, Any] | None:
     """Metrics in ``path`` if they are of exactly these weights on exactly this data."""
     import torch
 
@@ -336,14 +359,20 @@ def _measured_before(path: Path, model: nn.Module, val_set: Dataset) -> dict[str
     return found.metrics if same and found.extra.get("validation") == val_set.key else None
 
 
-def _save_measured(
-    plan: TrainPlan, path: Path, stage: str, model: nn.Module, metrics: Mapping[str, Any], val_set: Dataset
+def save_measured(
+    plan: Plan,
+    path: Path,
+    stage: str,
+    model: nn.Module,
+    metrics: Mapping[str, Any],
+    val_set: Dataset | FolderDataset,
 ) -> None:
     """Weights without optimizer state, with their metrics in the header."""
     from model.checkpoint import Checkpoint, save_checkpoint
+    from model.windows import windows_metadata
     from quant.checkpoint import formats_metadata
 
-    extra: dict[str, Any] = {"validation": val_set.key}
+    extra: dict[str, Any] = {"validation": val_set.key, **windows_metadata(model)}
     if stage == "qat":
         extra |= formats_metadata(plan.formats)
     steps = plan.steps if stage == "float" else plan.steps + plan.qat_steps

@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,10 +59,34 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Tasks with targets."""
+        return tuple(self.targets)
+
     def subset(self, count: int) -> Dataset:
         """The first ``count`` images."""
         targets = {name: target[:count] for name, target in self.targets.items()}
         return Dataset(self.images[:count], targets, f"{self.key}[:{count}]")
+
+    def first_images(self, count: int) -> NDArray[np.uint8]:
+        """The first ``count`` images."""
+        return self.images[:count]
+
+    def batches(
+        self, batch_size: int, seed: int = 0, mirror: bool = True, rank: int = 0, world: int = 1
+    ) -> Batches:
+        """Training batches, see `Batches`."""
+        return Batches(self, batch_size, seed, mirror, rank, world)
+
+    def chunks(
+        self, size: int, tasks: Sequence[str] | None = None
+    ) -> Iterator[tuple[NDArray[np.uint8], dict[str, NDArray]]]:
+        """All images in order, ``size`` at a time, with the targets of ``tasks`` (all by default)."""
+        names = self.task_names if tasks is None else tasks
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield self.images[part], {name: self.targets[name][part] for name in names}
 
 
 def split_seed(seed: int, split: str) -> int:
@@ -147,20 +171,18 @@ def scene_dataset(
 
 
 @dataclass
-class Batches:
-    """Shuffled batches of a data set; batch ``step`` depends on (seed, step) only.
+class BatchOrder:
+    """Which images form which batch: batch ``step`` depends on (seed, step) only.
 
     Args:
+        count: images in the data set.
         batch_size: images in the global batch.
-        seed: of the order and of the mirroring.
-        mirror: flip each image left to right with probability 1/2; normals' x changes sign.
-        rank, world: which equal share of every global batch to return.
+        rank, world: which equal share of every global batch is this process'.
     """
 
-    dataset: Dataset
+    count: int
     batch_size: int
     seed: int = 0
-    mirror: bool = True
     rank: int = 0
     world: int = 1
     _orders: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)
@@ -177,14 +199,45 @@ class Batches:
             if len(self._orders) > 1:
                 self._orders.pop(min(self._orders))
             rng = np.random.default_rng((self.seed, 0, epoch))
-            self._orders[epoch] = rng.permutation(len(self.dataset))
+            self._orders[epoch] = rng.permutation(self.count)
         return self._orders[epoch]
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Images of the global batch ``step`` (from 0). Every epoch visits every image once."""
-        count = len(self.dataset)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return np.array([self._order(int(p) // count)[int(p) % count] for p in places])
+        return np.array([self._order(int(p) // self.count)[int(p) % self.count] for p in places])
+
+    @property
+    def mine(self) -> slice:
+        """This process' positions in every global batch."""
+        share = self.batch_size // self.world
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+@dataclass
+class Batches:
+    """Shuffled batches of a data set; batch ``step`` depends on (seed, step) only.
+
+    Args:
+        batch_size: images in the global batch.
+        seed: of the order and of the mirroring.
+        mirror: flip each image left to right with probability 1/2; normals' x changes sign.
+        rank, world: which equal share of every global batch to return.
+    """
+
+    dataset: Dataset
+    batch_size: int
+    seed: int = 0
+    mirror: bool = True
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        self._order = BatchOrder(len(self.dataset), self.batch_size, self.seed, self.rank, self.world)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Images of the global batch ``step`` (from 0). Every epoch visits every image once."""
+        return self._order.indices(step)
 
     def mirrored(self, step: int) -> NDArray[np.bool_]:
         """Which images of the global batch ``step`` are flipped."""
@@ -193,8 +246,7 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This process' share of batch ``step``: images and targets, as in `Dataset`."""
-        share = self.batch_size // self.world
-        mine = slice(self.rank * share, (self.rank + 1) * share)
+        mine = self._order.mine
         indices, flip = self.indices(step)[mine], self.mirrored(step)[mine]
 
         def pick(array: NDArray) -> NDArray:

@@ -26,8 +26,31 @@ HIGHER_IS_BETTER = {
     "absrel": False,
     "mean_angle": False,
     "edge_f": True,
+    # Of model.metrics_tasks:
+    "maxf": True,
+    "log_rmse": False,
+    "median_angle": False,
+    "rmse_angle": False,
+    "within_11_25": True,
+    "within_22_5": True,
+    "within_30": True,
+    "ods_f": True,
 }
-UNITS = {"miou": "%", "rmse": "m", "absrel": "%", "mean_angle": "deg", "edge_f": "%"}
+UNITS = {
+    "miou": "%",
+    "rmse": "m",
+    "absrel": "%",
+    "mean_angle": "deg",
+    "edge_f": "%",
+    "maxf": "%",
+    "log_rmse": "ln m",
+    "median_angle": "deg",
+    "rmse_angle": "deg",
+    "within_11_25": "%",
+    "within_22_5": "%",
+    "within_30": "%",
+    "ods_f": "%",
+}
 Metrics = dict[str, dict[str, float]]
 """task -> metric -> value."""
 

@@ -193,7 +193,24 @@ class Experts(nn.Module):
         return (pairs * weights.unsqueeze(-1)).sum(1)
 
 
-class MoE(nn.Module):
+class ExpertChoice(nn.Module):
+    """Base of the layers in which tasks choose among experts, float or quantized.
+
+    Attributes:
+        num_experts, k: E, and how many of them a token gets.
+        block: index of the block in the backbone.
+        allowed: bool [tasks, E], experts that each task may use (`model.windows.restrict`); None = all.
+    """
+
+    allowed: Tensor | None
+
+    def __init__(self, experts: int, k: int, block: int) -> None:
+        super().__init__()
+        self.num_experts, self.k, self.block = experts, k, block
+        self.register_buffer("allowed", None, persistent=False)
+
+
+class MoE(ExpertChoice):
     """MoE layer of one block, with a gate per task or one gate that is told the task.
 
     Args:
@@ -213,8 +230,7 @@ class MoE(nn.Module):
         task_dim: int = 0,
         block: int = 1,
     ) -> None:
-        super().__init__()
-        self.num_experts, self.k, self.block = experts, k, block
+        super().__init__(experts, k, block)
         self.experts = Experts(experts, dim, hidden)
         self.gate: nn.Module = (
             nn.ModuleList(Gate(dim, experts) for _ in range(gates))
@@ -248,6 +264,8 @@ class MoE(nn.Module):
         tasks, batch, tokens, dim = x.shape
         shape = (tasks, batch, tokens)
         clean = self.logits(x.reshape(tasks, -1, dim), gate_ids, task_vectors)
+        if self.allowed is not None:
+            clean = clean.masked_fill(~self.allowed[list(gate_ids)].unsqueeze(1), -math.inf)
         std = noise.scale / self.num_experts if noise is not None and self.training else 0.0
         noisy = clean
         if noise is not None and std > 0:

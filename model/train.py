@@ -31,14 +31,20 @@ from model.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from model.data import Batches, Dataset
+from model.data import Dataset
 from model.logs import TrainingLog
 from model.losses import LOSS_WEIGHTS, multi_task_loss
 from model.moe import GateNoise, full_precision
+from model.samples import FolderDataset
 from model.vit import ForwardResult
+from model.windows import WINDOWS, windows_metadata
 
 if TYPE_CHECKING:
     from accel.config import Network
+
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "poly")
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,17 @@ class TrainOptions:
         batch_size: images per step over all processes.
         lr, final_lr: peak learning rate, and the fraction of it where the cosine ends.
         warmup: steps of linear warm-up.
-        weight_decay, beta1, beta2: of AdamW.
-        clip: largest norm of the gradient.
+        optimizer: ``adamw`` or ``sgd``.
+        weight_decay: of either optimizer (decoupled from the gradient in AdamW, part of it in SGD).
+        beta1, beta2: of AdamW; momentum: of SGD.
+        schedule: ``cosine``, or ``poly``: (1 - epoch / epochs) ** power, the same within an epoch.
+        power, epoch_steps: of ``poly``; epoch_steps is the number of steps of an epoch.
+        clip: largest norm of the gradient; 0 = no limit.
         balance_weight: weight of the balance loss.
         gate_noise: gate noise has standard deviation gate_noise / experts; 0 = none.
         mirror: flip images left to right at random.
         loss_weights: task -> weight.
+        loss_names: task -> loss (`model.losses.LOSSES`), where it is not the one of its kind.
         seed: of batches, mirroring and gate noise.
         checkpoint_every, log_every: steps.
         quiet: no progress bar.
@@ -80,21 +91,35 @@ class TrainOptions:
     log_every: int = 10
     quiet: bool = False
     tensorboard: bool = True
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    power: float = 0.9
+    epoch_steps: int = 1
+    loss_names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                expected = " or ".join(known)
+                raise ConfigError(f"training: {name} = {getattr(self, name)!r}: expected {expected}")
+        for name in ("steps", "batch_size", "checkpoint_every", "log_every", "epoch_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training: {name} = {getattr(self, name)}: expected at least 1")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"training: {name} = {getattr(self, name)}: expected more than 0")
-        for name in ("warmup", "weight_decay", "balance_weight", "gate_noise", "final_lr", "seed"):
+        if not self.lr > 0:
+            raise ConfigError(f"training: lr = {self.lr}: expected more than 0")
+        for name in (
+            "warmup", "weight_decay", "balance_weight", "gate_noise", "final_lr", "seed", "clip", "momentum", "power",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"training: {name} = {getattr(self, name)}: expected at least 0")
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of ``step`` (from 0): warm-up times a cosine from 1 to ``final_lr``."""
+        """Learning rate of ``step`` (from 0): warm-up times the schedule, a cosine from 1 to ``final_lr`` or poly."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.schedule == "poly":
+            epochs = math.ceil(self.steps / self.epoch_steps)
+            return self.lr * warm * (1 - step // self.epoch_steps / epochs) ** self.power
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.lr * warm * (self.final_lr + (1 - self.final_lr) * cosine)
 
@@ -127,7 +152,7 @@ def checkpoint_path(run_dir: str | os.PathLike[str], stage: str) -> Path:
 
 def fit(
     model: nn.Module,
-    train_set: Dataset,
+    train_set: Dataset | FolderDataset,
     options: TrainOptions,
     run_dir: str | os.PathLike[str],
     stage: str = "float",
@@ -140,7 +165,8 @@ def fit(
     """Train ``model`` in place and leave ``checkpoint-<stage>.safetensors`` and ``<stage>.csv``.
 
     Args:
-        model: has an attribute ``network`` (`accel.config.Network`) and returns a `ForwardResult`.
+        model: has an attribute ``network`` (`accel.config.Network`) and returns a `ForwardResult`. Its expert windows
+            (`model.windows.restrict`) are kept in the checkpoint.
         train_set: must have targets for the network's tasks; tasks without targets are not trained.
         run_dir: made if missing. With ``resume`` (default) a checkpoint of the same stage found
             there is continued, or returned as it is if it is complete.
@@ -158,13 +184,20 @@ def fit(
     return run.train(resume, on_step)
 
 
+def _make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=options.momentum, **common)
+    return torch.optim.AdamW(model.parameters(), betas=(options.beta1, options.beta2), **common)
+
+
 class _Run:
     """One call of `fit`."""
 
     def __init__(
         self,
         model: nn.Module,
-        train_set: Dataset,
+        train_set: Dataset | FolderDataset,
         options: TrainOptions,
         run_dir: Path,
         stage: str,
@@ -173,22 +206,16 @@ class _Run:
     ) -> None:
         network: Network = model.network  # type: ignore[assignment]
         self.network, self.options, self.stage, self.device = network, options, stage, device
-        self.run_dir, self.extra, self.data_key = run_dir, dict(extra), train_set.key
+        self.run_dir, self.data_key = run_dir, train_set.key
+        self.extra = {**extra, **windows_metadata(model)}
         self.rank, self.world = distributed.rank(), distributed.world_size()
-        self.tasks = [task for task in network.tasks if task.name in train_set.targets]
+        self.tasks = [task for task in network.tasks if task.name in train_set.task_names]
         if not self.tasks:
             names = ", ".join(network.task_names)
             raise ConfigError(f"training: the data set has targets for none of the tasks {names}")
-        self.batches = Batches(
-            train_set, options.batch_size, options.seed, options.mirror, self.rank, self.world
-        )
+        self.batches = train_set.batches(options.batch_size, options.seed, options.mirror, self.rank, self.world)
         self.model = model.to(device).train()
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=options.lr,
-            betas=(options.beta1, options.beta2),
-            weight_decay=options.weight_decay,
-        )
+        self.optimizer = _make_optimizer(model, options)
         # bfloat16 needs no loss scaling; older GPUs have float16 only, which does.
         self.half = torch.float32
         if device.type == "cuda":
@@ -209,9 +236,7 @@ class _Run:
         chief = self.rank == 0
         if start < self.options.steps:
             with (
-                TrainingLog(
-                    log_path, columns, start, chief, self.options.tensorboard, self.stage
-                ) as log,
+                TrainingLog(log_path, columns, start, chief, self.options.tensorboard, self.stage) as log,
                 self._progress(start, chief) as bar,
             ):
                 for step in range(start, self.options.steps):
@@ -234,11 +259,11 @@ class _Run:
     def _parallel(self, names: list[str]) -> nn.Module:
         if self.world == 1:
             return self.model
-        partial = len(names) < len(self.network.tasks) or self.stage != "float"
+        incomplete = len(names) < len(self.network.tasks) or self.stage != "float"
         return DistributedDataParallel(
             self.model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            find_unused_parameters=partial,
+            find_unused_parameters=incomplete,
         )
 
     def _step(self, forward: nn.Module, names: list[str], step: int) -> dict[str, Tensor]:
@@ -250,7 +275,7 @@ class _Run:
         noise = GateNoise(options.seed, step, options.gate_noise, self.rank, self.world)
         with torch.autocast(self.device.type, self.half, enabled=self.half != torch.float32):
             result: ForwardResult = forward(images, names, noise=noise)
-        loss, parts = multi_task_loss(result.outputs, targets, self.tasks, options.loss_weights)
+        loss, parts = multi_task_loss(result.outputs, targets, self.tasks, options.loss_weights, options.loss_names)
         total = loss + options.balance_weight * result.balance_loss
 
         for group in self.optimizer.param_groups:
@@ -258,15 +283,14 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
+        if options.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         values = {f"loss_{name}": value for name, value in parts.items()}
         return {**values, "loss": total.detach(), "balance": result.balance_loss.detach()}
 
-    def _global_mean(
-        self, values: dict[str, Tensor], names: list[str], done: int
-    ) -> dict[str, float]:
+    def _global_mean(self, values: dict[str, Tensor], names: list[str], done: int) -> dict[str, float]:
         """Losses of the global batch as numbers; every process must call this."""
         keys = ["loss", *(f"loss_{name}" for name in names), "balance"]
         stacked = torch.stack([full_precision(values[key]) for key in keys])
@@ -317,20 +341,21 @@ class _Run:
         """Continue from the checkpoint in the run folder; returns the number of finished steps."""
         checkpoint = load_checkpoint(self.path)
         found, advice = checkpoint.options, "use another folder or start anew without resuming"
+        absent = {item.name: item.default for item in dataclasses.fields(TrainOptions)}
+        absent["loss_names"] = {}
         for name, value in self._identity().items():
-            if found.get(name) != value:
-                was = found.get(name)
-                raise ConfigError(
-                    f"{self.path}: {name}: made with {was!r}, asked for {value!r}: {advice}"
-                )
+            was = found.get(name, absent.get(name))  # an option that is newer than the checkpoint
+            if was != value:
+                raise ConfigError(f"{self.path}: {name}: made with {was!r}, asked for {value!r}: {advice}")
         here = dataclasses.asdict(self.network)
         here["tasks"] = list(here["tasks"])
         for name, value in here.items():
             if checkpoint.network.get(name) != value:
                 was = checkpoint.network.get(name)
-                raise ConfigError(
-                    f"{self.path}: network {name}: made with {was!r}, asked for {value!r}: {advice}"
-                )
+                raise ConfigError(f"{self.path}: network {name}: made with {was!r}, asked for {value!r}: {advice}")
+        windows, before = self.extra.get(WINDOWS), checkpoint.extra.get(WINDOWS)
+        if before != windows:
+            raise ConfigError(f"{self.path}: {WINDOWS}: made with {before!r}, asked for {windows!r}: {advice}")
         load_weights(self.model, checkpoint)
         restore_optimizer(self.model, self.optimizer, checkpoint)
         if found.get("scaler"):

@@ -11,6 +11,7 @@ from accel.config import Formats, formats_from_dict, network_from_dict, to_dict
 from accel.errors import CheckpointError, ConfigError
 from model.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from model.vit import MultiTaskViT
+from model.windows import restore_windows, windows_metadata
 from quant.qat import QuantMultiTaskViT
 
 STAGE = "qat"
@@ -36,7 +37,7 @@ def save_qat(
         step=step,
         network=dataclasses.asdict(model.network),
         options=dict(options or {}),
-        extra={**(extra or {}), **formats_metadata(model.formats)},
+        extra={**(extra or {}), **windows_metadata(model), **formats_metadata(model.formats)},
     )
     save_checkpoint(path, checkpoint)
 
@@ -53,10 +54,10 @@ def qat_formats(checkpoint: Checkpoint) -> Formats:
 
 
 def load_qat(path: str | os.PathLike[str]) -> QuantMultiTaskViT:
-    """The quantized network in a QAT checkpoint, calibrated and in evaluation mode.
+    """The quantized network in a QAT checkpoint, calibrated, with its expert windows and in evaluation mode.
 
     Raises:
-        CheckpointError: not a QAT checkpoint, damaged, or its weights do not fit its network.
+        CheckpointError: not a QAT checkpoint, damaged, or its weights or windows do not fit its network.
     """
     checkpoint = load_checkpoint(path)
     formats = qat_formats(checkpoint)
@@ -66,14 +67,15 @@ def load_qat(path: str | os.PathLike[str]) -> QuantMultiTaskViT:
         raise CheckpointError(str(error)) from error
     model = QuantMultiTaskViT(network, formats)
     load_weights(model, checkpoint)
+    restore_windows(model, checkpoint)
     return model.eval()
 
 
 def load_float(path: str | os.PathLike[str]) -> MultiTaskViT:
-    """The float network in a checkpoint of any stage but ``qat``, in evaluation mode.
+    """The float network in a checkpoint of any stage but ``qat``, with its expert windows and in evaluation mode.
 
     Raises:
-        CheckpointError: a QAT checkpoint, damaged, or its weights do not fit its network.
+        CheckpointError: a QAT checkpoint, damaged, or its weights or windows do not fit its network.
     """
     checkpoint = load_checkpoint(path)
     if checkpoint.stage == STAGE:
@@ -84,4 +86,5 @@ def load_float(path: str | os.PathLike[str]) -> MultiTaskViT:
         raise CheckpointError(str(error)) from error
     model = MultiTaskViT(network)
     load_weights(model, checkpoint)
+    restore_windows(model, checkpoint)
     return model.eval()

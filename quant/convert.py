@@ -54,11 +54,13 @@ def _copy_moe(target: MoE, source: moe.MoE) -> None:
         target.gates.task_part.copy_(task_part)
         stacked = source.gate.w_gate[: target.gates.dim].t().unsqueeze(0)
     _copy_linear(target.gates.token_part, stacked, None)
+    device = target.gates.token_part.weight.device
+    target.gates.allowed = None if source.allowed is None else source.allowed.to(device, copy=True)
 
 
 @torch.no_grad()
 def load_float(target: QuantMultiTaskViT, source: vit.MultiTaskViT) -> None:
-    """Copy all parameters of ``source`` to ``target``, which is built for the same network."""
+    """Copy all parameters and expert windows of ``source`` to ``target``, which is built for the same network."""
     backbone = source.backbone
     conv = backbone.patch_embed.proj
     _copy_linear(target.patch_embed, conv.weight.permute(0, 2, 3, 1), conv.bias)

@@ -24,6 +24,8 @@ from quant.qat import INPUT_EXPONENT, QuantMultiTaskViT
 from quant.quantizers import UNSET, WIDE_BITS, FixedPoint, Requantize, StackedLinear
 
 Array = NDArray[Any]
+_ZERO_OCTAVES = 16
+"""From this distance on, the contract's 2^-distance is 0 (`numerics.exp2_negative`)."""
 
 
 def export_encoder(model: QuantMultiTaskViT) -> params.Encoder:
@@ -79,6 +81,22 @@ def _integers(where: str, values: Tensor, exponents: Array | int, dtype: type) -
             index = _first_bad(bad)
             raise ExportError(f"{where}{list(index)}: expected {expected}, found {scaled[index]}")
     return scaled.astype(dtype)
+
+
+def _check_window(where: str, gate: params.Gate, allowed: Array, top_k: int) -> None:
+    """Whatever the token, experts outside the window must rank last and get a probability of exactly 0."""
+    if allowed.sum() < top_k:
+        raise ExportError(f"{where}: expert window: expected at least {top_k} experts, found {int(allowed.sum())}")
+    if allowed.all():
+        return
+    reach = 128 * np.abs(gate.weight.astype(np.int64)).sum(axis=1)
+    gap = (gate.bias - reach)[allowed].min() - (gate.bias + reach)[~allowed].max()
+    octaves = int(numerics.shift_floor(gap, gate.shift)) / (1 << tables.EXP2_BITS)
+    if octaves < _ZERO_OCTAVES:
+        raise ExportError(
+            f"{where}: expert window: expected forbidden experts at least {_ZERO_OCTAVES} octaves below all others for "
+            f"every token, found {octaves:g}: the gate's shift is {gate.shift}, its weights are too small"
+        )
 
 
 class _Exporter:
@@ -264,6 +282,8 @@ class _Exporter:
                 bias=_integers(f"{where}.{name}.bias", task_bias, exponent, np.int32),
                 shift=-(exponent + 8),
             )
+            if gates.allowed is not None:
+                _check_window(f"{where}.{name}", result[name], _array(gates.allowed[i]), net.top_k)
         return result
 
     def head(self, where: str, head: nn.Module) -> params.LightHead | params.PupHead:

@@ -16,8 +16,10 @@ from accel.errors import ConfigError
 from model import distributed
 from model.checkpoint import load_checkpoint
 from model.data import Dataset
+from model.samples import FolderDataset
 from model.train import FitResult, TrainOptions, checkpoint_path, fit
 from model.vit import MultiTaskViT
+from model.windows import windows_metadata
 from quant.checkpoint import STAGE, formats_metadata, load_float, save_qat
 from quant.qat import QuantMultiTaskViT
 
@@ -47,7 +49,7 @@ class QatResult:
 
 def finetune(
     source: MultiTaskViT | str | os.PathLike[str],
-    train_set: Dataset,
+    train_set: Dataset | FolderDataset,
     run_dir: str | os.PathLike[str],
     options: TrainOptions | None,
     formats: Formats | None = None,
@@ -60,7 +62,7 @@ def finetune(
     """Quantize a float network and fine-tune it; leaves ``checkpoint-qat.safetensors`` in ``run_dir``.
 
     Args:
-        source: a float network or its checkpoint.
+        source: a float network or its checkpoint; its expert windows stay.
         train_set: to calibrate on (its first images) and to train on.
         options: training options, see :func:`qat_options`; None calibrates only (PTQ).
         formats: widths; 8 bits by default.
@@ -78,6 +80,7 @@ def finetune(
         **formats_metadata(formats or Formats()),
         "calibration_images": calibration_images,
         "source": weights_digest(model),
+        **windows_metadata(model),
     }
     if resume and options is not None and path.exists():
         _check_same(path, extra)

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from accel.config import Formats, Network, Task
 from model.heads import LAYER_NORM_EPS, unpatchify
-from model.moe import RoutingStats, balance_loss, build_queues, cv_squared
+from model.moe import ExpertChoice, RoutingStats, balance_loss, build_queues, cv_squared
 from quant.nonlinear import LN2, LOG2E, GeluTable, attention, gate_weights, gelu, layer_norm
 from quant.quantizers import WIDE_BITS, FixedPoint, Requantize, StackedLinear
 
 Record = Callable[[str, Tensor, int], None]
 GATE_EXPONENT = -16
 """Exponent of combine weights."""
+FORBIDDEN = -(1 << 29)
+"""Gate bias, at the logits' exponent, of an expert outside a task's window: far below all logits, and far enough from
+the 2^30 that logits may reach."""
 
 
 class Norm(nn.Module):
@@ -137,15 +140,16 @@ class Experts(nn.Module):
         return outputs[0] if self.units == 1 else torch.stack(outputs).sum(0)
 
 
-class Gates(nn.Module):
+class Gates(ExpertChoice):
     """All gates of a block, quantized at once with one scale per gate. log2(e) is folded in.
 
     A gate's row in ``token_part`` is its whole [E, D] matrix. With ``task_conditioned`` routing there is
-    one gate, and the constant share of each task's embedding becomes a bias per expert.
+    one gate, and the constant share of each task's embedding becomes a bias per expert. Experts outside a
+    task's window (``allowed``) get the bias FORBIDDEN instead.
     """
 
-    def __init__(self, network: Network, formats: Formats) -> None:
-        super().__init__()
+    def __init__(self, network: Network, formats: Formats, block: int) -> None:
+        super().__init__(network.experts, network.top_k, block)
         self.experts, self.dim = network.experts, network.embed_dim
         conditioned = network.routing == "task_conditioned"
         gates = 1 if conditioned else len(network.tasks)
@@ -173,15 +177,21 @@ class Gates(nn.Module):
         rows = self.token_part.quantized_rows(exponent_in)
         weight = rows.weight.view(-1, self.experts, self.dim)
         scale = rows.scale * 2.0**exponent_in
+        bias: Tensor | None = None
         if self.task_part is None:
             ids = torch.tensor(list(gate_ids), device=weight.device)
-            return weight.index_select(0, ids), None, scale.index_select(0, ids)
-        assert vectors is not None
-        bias = vectors @ self.task_part * LOG2E
-        if self.token_part.enabled:
-            bias = round_ste(bias / scale) * scale
-        tasks = len(gate_ids)
-        return weight.expand(tasks, -1, -1), bias, scale.expand(tasks)
+            weight, scale = weight.index_select(0, ids), scale.index_select(0, ids)
+        else:
+            assert vectors is not None
+            bias = vectors @ self.task_part * LOG2E
+            if self.token_part.enabled:
+                bias = round_ste(bias / scale) * scale
+            tasks = len(gate_ids)
+            weight, scale = weight.expand(tasks, -1, -1), scale.expand(tasks)
+        if self.allowed is not None:
+            open_bias = torch.zeros_like(weight[..., 0]) if bias is None else bias
+            bias = torch.where(self.allowed[list(gate_ids)], open_bias, FORBIDDEN * scale[:, None])
+        return weight, bias, scale
 
     def forward(
         self, x: Tensor, exponent_in: int, gate_ids: Sequence[int], vectors: Tensor | None
@@ -195,10 +205,10 @@ class Gates(nn.Module):
 class MoE(nn.Module):
     """Mixture of experts without gate noise."""
 
-    def __init__(self, network: Network, formats: Formats) -> None:
+    def __init__(self, network: Network, formats: Formats, block: int) -> None:
         super().__init__()
         self.k = network.top_k
-        self.gates = Gates(network, formats)
+        self.gates = Gates(network, formats, block)
         self.experts = Experts(
             network.embed_dim, network.unit_hidden, network.experts, network.expert_units, formats
         )
@@ -279,7 +289,7 @@ class Block(nn.Module):
         self.attn = Attention(network, formats)
         self.norm2 = Norm(dim, bits)
         self.mlp: MoE | Experts = (
-            MoE(network, formats)
+            MoE(network, formats, index)
             if network.is_moe(index)
             else Experts(dim, network.unit_hidden, 1, network.dense_units, formats)
         )

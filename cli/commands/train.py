@@ -1,17 +1,42 @@
-"""``m3vit train``: float stage and quantization-aware stage on rendered scenes."""
+"""``m3vit train``: float stage and quantization-aware stage, on rendered scenes or by a recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from accel.config import NETWORKS, ROUTINGS, Formats
+from accel.config import HEADS, NETWORKS, ROUTINGS, Formats, Network
 from cli.arguments import parse_network, with_routing
 from cli.console import emit_json, json_option, note, quiet_option, table
 
+if TYPE_CHECKING:
+    from cli.training import RunSummary
+
+RECIPE_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "epochs": ("epochs",),
+    "qat_epochs": ("quantization", "epochs"),
+    "optimizer": ("optimizer",),
+    "head": ("network", "head"),
+    "expert_windows": ("expert_windows",),
+    "batch": ("batch",),
+    "seed": ("seed",),
+    "qat_lr": ("quantization", "lr"),
+    "weight_bits": ("quantization", "weight_bits"),
+    "activation_bits": ("quantization", "activation_bits"),
+    "scenes": ("scenes", "train"),
+    "val_scenes": ("scenes", "val"),
+}
+"""Option → the field of a recipe that it overrides."""
+RECIPE_ONLY = ("epochs", "qat_epochs", "optimizer", "head", "expert_windows", "tasks", "data_root")
+SCENES_ONLY = ("network_name", "steps", "qat_steps", "twin")
+
 
 @click.command()
+@click.argument("config", required=False, metavar="[CONFIG]")
 @click.option("--network", "network_name", default="m3vit-demo", show_default=True, metavar="NAME|FILE.json",
               help=f"Preset ({', '.join(NETWORKS)}) or a file with the fields of a network.")  # fmt: skip
 @click.option("--routing", type=click.Choice(ROUTINGS), help="Another routing than the network's own.")
@@ -27,6 +52,15 @@ from cli.console import emit_json, json_option, note, quiet_option, table
 @click.option("--lr", default=1.5e-3, show_default=True, help="Peak learning rate of the float stage.")
 @click.option("--qat-lr", default=3e-4, show_default=True, help="Peak learning rate of the quantized stage.")
 @click.option("--twin", is_flag=True, help="Also train the float model as long as the quantized one, to compare.")
+@click.option("--epochs", type=int, help="With CONFIG: epochs of the float stage.")
+@click.option("--qat-epochs", type=int, help="With CONFIG: epochs of the quantized stage; 0 only calibrates.")
+@click.option("--optimizer", type=click.Choice(("sgd", "adamw")), help="With CONFIG: another optimizer than its own.")
+@click.option("--head", type=click.Choice(HEADS), help="With CONFIG: other heads than its own.")
+@click.option("--expert-windows", type=int, metavar="N",
+              help="With CONFIG: let each task use N experts of a block only; 0 = all.")  # fmt: skip
+@click.option("--task", "tasks", multiple=True, help="With CONFIG: train this of its tasks; repeat for several.")
+@click.option("--data-root", type=click.Path(path_type=Path),
+              help="With CONFIG: folder of the data set.  [default: from the environment]")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Keep rendered scenes here.  [default: OUT/data]")
 @click.option("--device", help="cpu, cuda, cuda:1 …  [default: this process' GPU, else the CPU]")
 @click.option("--checkpoint-every", default=100, show_default=True, help="Steps between checkpoints.")
@@ -34,12 +68,22 @@ from cli.console import emit_json, json_option, note, quiet_option, table
 @click.option("--tensorboard/--no-tensorboard", default=True, help="Event files beside the CSV logs.")
 @json_option
 @quiet_option
+@click.pass_context
 def command(
+    ctx: click.Context,
+    config: str | None,
     network_name: str,
     routing: str | None,
     run_dir: Path,
     weight_bits: int,
     activation_bits: int,
+    epochs: int | None,
+    qat_epochs: int | None,
+    optimizer: str | None,
+    head: str | None,
+    expert_windows: int | None,
+    tasks: tuple[str, ...],
+    data_root: Path | None,
     data_dir: Path | None,
     device: str | None,
     checkpoint_every: int,
@@ -49,12 +93,15 @@ def command(
     quiet: bool,
     **numbers: float,
 ) -> None:
-    """Train a multi-task MoE vision transformer on rendered scenes, then with quantization in the loop.
+    """Train a multi-task MoE vision transformer, then with quantization in the loop.
+
+    Without CONFIG on rendered scenes, as the options say. CONFIG is a recipe, by name (`m3vit recipes`) or as a .toml
+    file: it says network, data set, tasks and optimizer, and options given here go before it.
 
     \b
     Leaves in OUT:
       float.safetensors   trained float weights      qat.safetensors   quantized: the input of `m3vit export`
-      float.csv, qat.csv  losses by step             metrics.json      metrics per task on held-out scenes
+      float.csv, qat.csv  losses by step             metrics.json      metrics per task on held-out images
 
     Killed or interrupted, the same command continues where it was. With other options it refuses: a run is never
     mixed. Several processes: torchrun --nproc_per_node 2 -m cli train --out OUT …
@@ -65,25 +112,30 @@ def command(
       m3vit train --out build/tc --routing task_conditioned
       m3vit train --out build/w4 --weight-bits 4 --activation-bits 4
       m3vit train --out build/smoke --steps 20 --qat-steps 5 --scenes 64 --val-scenes 16
+      m3vit train small-nyud-multi_gate --data-root data/NYUD_MT --out build/nyud
+      m3vit train mine.toml --out build/mine --optimizer adamw --epochs 30
     """
-    from cli.training import TrainPlan, train
-
-    plan = TrainPlan(
-        network=with_routing(parse_network(network_name), routing),
-        run_dir=run_dir,
-        formats=Formats(weight_bits, activation_bits),
-        **numbers,  # type: ignore[arg-type]
-    )
+    watching: dict[str, Any] = {
+        "data_dir": data_dir, "resume": resume, "device": device, "tensorboard": tensorboard,
+        "checkpoint_every": checkpoint_every, "quiet": quiet,
+    }  # fmt: skip
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    _refuse_options(ctx, given, RECIPE_ONLY if config is None else SCENES_ONLY, config)
+    network: Network
+    summary: RunSummary | None
     try:
-        summary = train(
-            plan,
-            data_dir=data_dir,
-            resume=resume,
-            device=device,
-            tensorboard=tensorboard,
-            checkpoint_every=checkpoint_every,
-            quiet=quiet,
-        )
+        if config is not None:
+            from cli.recipe_training import train_recipe
+
+            recipe = _recipe(config, {name: ctx.params[name] for name in given}, tasks)
+            network, summary = train_recipe(recipe, run_dir, data_root=data_root, **watching)
+        else:
+            from cli.training import TrainPlan, train
+
+            network = with_routing(parse_network(network_name), routing)
+            formats = Formats(weight_bits, activation_bits)
+            plan = TrainPlan(network=network, run_dir=run_dir, formats=formats, **numbers)  # type: ignore[arg-type]
+            summary = train(plan, **watching)
     except KeyboardInterrupt:
         note("stopped; the same command continues from the last checkpoint", quiet)
         raise
@@ -92,7 +144,7 @@ def command(
     if as_json:
         emit_json(
             {
-                "network": plan.network.name,
+                "network": network.name,
                 "run_dir": str(run_dir),
                 "checkpoints": {stage: str(path) for stage, path in summary.checkpoints.items()},
                 "metrics": summary.metrics,
@@ -101,5 +153,37 @@ def command(
             }
         )
         return
-    print(table(["task", "metric", "unit", *summary.columns()], summary.rows(plan.network)))
+    print(table(["task", "metric", "unit", *summary.columns()], summary.rows(network)))
     print(f"\nnext: m3vit export {summary.checkpoints['qat']} BUNDLE")
+
+
+def _refuse_options(ctx: click.Context, given: list[str], others: tuple[str, ...], config: str | None) -> None:
+    """Usage error if an option was given that belongs to the other way of training."""
+    for name in given:
+        if name in others:
+            option = next(param.opts[0] for param in ctx.command.params if param.name == name)
+            reason = "needs a CONFIG" if config is None else f"does not apply to a recipe ({config} decides)"
+            raise click.UsageError(f"{option} {reason}", ctx)
+
+
+def _recipe(config: str, given: Mapping[str, Any], tasks: tuple[str, ...]) -> Any:
+    """The recipe, with the options that were given in place of its own values."""
+    from accel.errors import ConfigError
+    from model.recipes.loader import load_recipe
+
+    changes: dict[str, Any] = {}
+    for name, path in RECIPE_FIELDS.items():
+        if name in given:
+            table = changes
+            for part in path[:-1]:
+                table = table.setdefault(part, {})
+            table[path[-1]] = given[name]
+    recipe = load_recipe(config, changes=changes)
+    if "routing" in given:
+        width = 0 if given["routing"] == "multi_gate" else recipe.network.get("task_embed_dim") or 16
+        changes.setdefault("network", {}).update(routing=given["routing"], task_embed_dim=width)
+    if "lr" in given:
+        changes[recipe.optimizer] = {"lr": given["lr"]}
+    if recipe.dataset != "scenes" and "scenes" in changes:
+        raise ConfigError(f"{recipe.where}: dataset = {recipe.dataset!r}: --scenes and --val-scenes need 'scenes'")
+    return load_recipe(config, tasks=tuple(dict.fromkeys(tasks)), changes=changes)

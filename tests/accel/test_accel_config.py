@@ -115,6 +115,17 @@ def test_hardware_refuses(changes: dict[str, Any], message: str) -> None:
     assert f"hardware 'ci': {message}" in str(error.value)
 
 
+@pytest.mark.parametrize("part", [DEMO, CI], ids=["network", "hardware"])
+def test_names_are_safe_in_file_names_and_identifiers(part: Network | Hardware) -> None:
+    for name in ("", "-x", ".hidden", "_x", "a b", "a/b", "../x", "a\nb", "café", "a\0", "x;", 7, None):
+        with pytest.raises(ConfigError) as error:
+            dataclasses.replace(part, name=name)  # type: ignore[arg-type]
+        assert f"name = {name!r}: expected letters, digits, '.', '_' and '-'" in str(error.value)
+        assert "\n" not in str(error.value)
+    for name in ("a", "7", "m3vit-demo_v1.2", "X" * 100):
+        assert dataclasses.replace(part, name=name).name == name
+
+
 @pytest.mark.parametrize(
     ("net", "changes", "message"),
     [

@@ -110,3 +110,9 @@ def test_report_adds_up(tiny: Network) -> None:
     assert set(data["tasks"]) == set(tiny.task_names)
     for name, task in data["tasks"].items():
         assert task["macs"] == data["encoder"]["macs"] + costs.head_cost(tiny, name, "pup").macs
+
+
+def test_library_counter_on_a_preset() -> None:
+    net = network("m3vit-tiny-cityscapes")
+    task = net.task_names[0]
+    assert counted(MultiTaskViT(net), task) == costs.encoder_cost(net).macs + costs.head_cost(net, task).macs

@@ -142,7 +142,8 @@ def refused(path: Path, pattern: str, **options: object) -> None:
 def test_shape_mismatch_names_the_key(tmp_path: Path) -> None:
     state = original.state_dict("multi_gate")
     state["decoders.semseg.conv_4.weight"] = torch.zeros(9, 256, 1, 1)
-    refused(save_file(tmp_path, state), r"semseg\.conv_4\.weight: expected shape \(5, 256, 1, 1\), found \(9, 256, 1, 1\)")
+    message = r"semseg\.conv_4\.weight: expected shape \(5, 256, 1, 1\), found \(9, 256, 1, 1\)"
+    refused(save_file(tmp_path, state), message)
 
 
 def test_pickled_code_is_never_run(tmp_path: Path) -> None:

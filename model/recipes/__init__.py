@@ -1,0 +1,1 @@
+"""Training recipes: experiment files (TOML) and their loader."""
