@@ -89,8 +89,15 @@ FIELDS: tuple[Field, ...] = (
     Field("input", 8, 0, 32, False, "arena offset of the input rows"),
     Field("residual", 9, 0, 32, False, "arena offset of the residual rows"),
     Field("output", 10, 0, 32, False, "arena offset of the output rows"),
+    Field("weight_source", 11, 0, 4, False, "weight operand: 0 the weight store; 1 (on-chip tile) is reserved"),
 )
-"""Words 11 to 15 are reserved and zero."""
+"""All other bits are reserved and zero. Fields an opcode does not use are ignored; the compiler leaves them zero."""
+
+_RESERVED_BITS = tuple(
+    0xFFFFFFFF & ~sum(((1 << item.bits) - 1) << item.low for item in FIELDS if item.word == word)
+    for word in range(WORDS)
+)
+"""Per word, the bits that belong to no field."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ class Command:
     input: int = 0
     residual: int = 0
     output: int = 0
+    weight_source: int = 0
 
     def encode(self) -> bytes:
         """64 bytes; raises ProgramError if a value does not fit its field."""
@@ -145,8 +153,8 @@ class Command:
             raise ProgramError(f"{where}: opcode = {values['opcode']:#x}: expected one of {known}")
         if values["flags"] & ~sum(Flag):
             raise ProgramError(f"{where}: flags = {values['flags']:#x}: expected a combination of {sum(Flag):#x}")
-        if any(words[max(item.word for item in FIELDS) + 1 :]):
-            raise ProgramError(f"{where}: expected zero in the reserved words, found other values")
+        if any(word & reserved for word, reserved in zip(words, _RESERVED_BITS, strict=True)):
+            raise ProgramError(f"{where}: expected zero in the reserved bits, found other values")
         return cls(Opcode(values.pop("opcode")), Flag(values.pop("flags")), **values)
 
     def asdict(self) -> dict[str, int | str]:

@@ -1,16 +1,5 @@
 """Compiler: a bundle and a list of jobs become commands and a map of the arena they run in.
 
-The arena is one contiguous piece of memory that the engine reads and writes through offsets:
-
-====================  ==========================================================
-region                holds
-====================  ==========================================================
-``weights``           engine blobs of the bundle, experts of a layer side by side
-``activations``       inputs, residuals and outputs of the layers in flight
-``record``            identity, counters and job entries, written by the engine
-``program``           commands
-====================  ==========================================================
-
 *Live* programs run one layer while the host computes what lies between (LayerNorm, attention). *Replay* programs
 chain every engine layer of many jobs, with inputs recorded from the golden model and placed beforehand, so that
 nothing but the engine determines their timing.
@@ -18,7 +7,7 @@ nothing but the engine determines their timing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,23 +19,13 @@ from accel.commands import COMMAND_BYTES, Command, Flag, Opcode, encode_program
 from accel.config import Config
 from accel.errors import ProgramError
 from accel.golden import Trace, patches
-from accel.layers import Kind, Layer, engine_layers, round_up
+from accel.layers import Kind, Layer, engine_layers
+from accel.memory_map import ArenaMap
 from accel.params import Encoder
 from accel.record import record_bytes
 from accel.routing import Schedule
 
 Array = NDArray[Any]
-
-REGIONS: tuple[tuple[str, str], ...] = (
-    ("weights", "engine blobs, each aligned to a stripe; experts of a layer side by side"),
-    ("activations", "rows of the layers in flight, each tensor aligned to a stripe"),
-    ("record", "identity, counters and job entries"),
-    ("program", "commands"),
-)
-"""Regions of an arena, in the order they are placed."""
-
-ARENA_ALIGNMENT = 4096
-"""Arenas and their regions start at multiples of this, so that no burst crosses a 4 KiB boundary."""
 
 _OPCODES = {
     Kind.LINEAR: Opcode.LINEAR,
@@ -61,28 +40,6 @@ class Job(NamedTuple):
 
     task: str
     frame: int
-
-
-@dataclass(frozen=True)
-class ArenaMap:
-    """Offsets and sizes of the regions of an arena, bytes."""
-
-    offsets: Mapping[str, int]
-    sizes: Mapping[str, int]
-
-    @classmethod
-    def layout(cls, **sizes: int) -> ArenaMap:
-        """Place the regions one after the other; unnamed ones are empty."""
-        offsets, end = {}, 0
-        for name, _ in REGIONS:
-            offsets[name] = end
-            end += round_up(sizes.get(name, 0), ARENA_ALIGNMENT)
-        return cls(offsets, {name: sizes.get(name, 0) for name, _ in REGIONS})
-
-    @property
-    def bytes(self) -> int:
-        last = REGIONS[-1][0]
-        return round_up(self.offsets[last] + self.sizes[last], ARENA_ALIGNMENT)
 
 
 def place_weights(config: Config, base: int = 0) -> tuple[dict[str, int], int]:
@@ -136,12 +93,12 @@ def layer_command(
         opcode=_OPCODES[layer.kind],
         flags=Flag(flags) | (Flag.NARROW if layer.kind is Kind.LINEAR else Flag(0)),
         schedule=int(schedule) if gated else 0,
-        top_k=layer.top_k,
+        top_k=layer.top_k if gated else 0,
         gate_shift=bundle.manifest["gates"][layer.gate_blob(task)]["shift"] if gated else 0,
         job=job,
         layer=index,
         tokens=layer.tokens,
-        experts=layer.experts,
+        experts=layer.experts if gated else 0,
         inputs=layer.inputs,
         outputs=layer.outputs,
         hidden=layer.hidden,
@@ -225,6 +182,7 @@ def compile_replay(
     *,
     schedule: Schedule = Schedule.INDEX,
     barrier_between_jobs: bool = False,
+    prefetch_across_jobs: bool = True,
     weights_bytes: int | None = None,
 ) -> Program:
     """Chain every engine layer of every frame into one program.
@@ -233,6 +191,7 @@ def compile_replay(
         frames: one job each, in order.
         schedule: order of the experts in MoE layers.
         barrier_between_jobs: put a BARRIER before every job but the first (negative control for switching).
+        prefetch_across_jobs: if False, the first layer of every job but the first has NO_PREFETCH (the same).
         weights_bytes: size of the weights region if it is larger than this bundle needs.
 
     Raises:
@@ -240,10 +199,13 @@ def compile_replay(
     """
     if not frames:
         raise ProgramError("replay program: expected at least one frame, found none")
+    for frame in frames:
+        bundle.config.network.task_index(frame.task)
     layers = engine_layers(bundle.config)
     weights, end = place_weights(bundle.config)
     activations = len(frames) * sum(sum(layer_bytes(layer).values()) for layer in layers)
-    count = sum(1 for _ in _replay_opcodes(len(frames), len(layers), barrier_between_jobs))
+    barriers = len(frames) - 1 if barrier_between_jobs else 0
+    count = len(frames) * (len(layers) + 1) + barriers + 1  # layers and JOB_END per job, END
     if weights_bytes is not None and weights_bytes < end:
         raise ProgramError(f"replay: weights region: expected at least {end} bytes, found {weights_bytes}")
     arena = ArenaMap.layout(
@@ -271,23 +233,17 @@ def compile_replay(
                 else:
                     placements.append((cursor, pack.pack_tokens(tensors[name], layer.hardware)))
                 cursor += size
+            first_of_later_job = job > 0 and index == 0
             commands.append(
-                layer_command(bundle, layer, weights, operands, frame.task, job=job, index=index, schedule=schedule)
+                layer_command(
+                    bundle, layer, weights, operands, frame.task, job=job, index=index, schedule=schedule,
+                    flags=Flag.NO_PREFETCH if first_of_later_job and not prefetch_across_jobs else 0,
+                )  # fmt: skip
             )
         commands.append(Command(Opcode.JOB_END, job=job))
     commands.append(Command(Opcode.END))
     jobs = tuple(Job(frame.task, job) for job, frame in enumerate(frames))
     return Program(tuple(commands), arena, jobs, placements, expected)
-
-
-def _replay_opcodes(jobs: int, layers: int, barriers: bool) -> Iterator[Opcode]:
-    """One item per command of a replay program, to size its region beforehand."""
-    for job in range(jobs):
-        if job and barriers:
-            yield Opcode.BARRIER
-        yield from [Opcode.LINEAR] * layers
-        yield Opcode.JOB_END
-    yield Opcode.END
 
 
 def live_arena(config: Config, max_commands: int = 4) -> ArenaMap:

@@ -11,7 +11,6 @@ in bundles, generated headers, the engine's identity record and benchmark result
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -21,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from accel import identity
 from accel.errors import ConfigError
+from accel.identity import digest
 
 TASK_KINDS = ("labels", "depth", "log_depth", "normals", "binary")
 ROUTINGS = ("multi_gate", "task_conditioned")
@@ -227,7 +228,11 @@ class Hardware:
         weight_slots: units held on chip; 2 is ping-pong, more is a pool.
         slot_rows: weight rows (tile_outputs × tile_inputs bytes) per slot.
         max_tokens: tokens per layer that the activation and accumulator stores hold.
-        max_width: channels per token that these stores hold.
+        slot_groups: parameter groups (bias and shift of tile_outputs lanes) per slot, one per output tile.
+        max_width: channels per token that these stores hold. int8 outputs stream out and may be wider.
+        max_inputs: channels of the widest input row. Above max_width a layer must be a plain one of a single unit,
+            whose rows stream past resident weights (patch embedding).
+        max_hidden: hidden columns of the widest unit.
         max_experts, max_top_k: limits of the route unit and its queues.
         topk_lanes: gate logits compared per cycle.
         ports, write_ports: AXI4 interfaces read from, and how many of them write too.
@@ -243,8 +248,11 @@ class Hardware:
     tile_inputs: int
     weight_slots: int
     slot_rows: int
+    slot_groups: int
     max_tokens: int
     max_width: int
+    max_inputs: int
+    max_hidden: int
     max_experts: int = 256
     max_top_k: int = 8
     topk_lanes: int = 8
@@ -323,9 +331,19 @@ class Config:
         for name in ("embed_dim", "unit_hidden", "patch_dim"):
             value = getattr(net, name)
             _require(value % hw.tile_inputs == 0, where, name, value, f"a multiple of tile_inputs = {hw.tile_inputs}")
+        fits("embed_dim", net.embed_dim, hw.max_inputs, "max_inputs")
+        fits("patch_dim", net.patch_dim, hw.max_inputs, "max_inputs")
+        fits("unit_hidden", net.unit_hidden, hw.max_hidden, "max_hidden")
         fits("unit rows", self.unit_rows, hw.slot_rows, "slot_rows")
+        groups = math.ceil(net.unit_hidden / hw.tile_outputs) + math.ceil(net.embed_dim / hw.tile_outputs)
+        fits("unit parameter groups", groups, hw.slot_groups, "slot_groups")
         gate_rows = math.ceil(net.experts / hw.tile_outputs) * (net.embed_dim // hw.tile_inputs)
         fits("gate rows", gate_rows, hw.slot_rows, "slot_rows")
+        fits("gate parameter groups", math.ceil(net.experts / hw.tile_outputs), hw.slot_groups, "slot_groups")
+        tiles = math.ceil(net.embed_dim / hw.tile_outputs)
+        if net.patch_dim > hw.max_width:
+            # Patch rows wider than the activation store stream past weights that must all be on chip.
+            fits("patch embedding rows", tiles * math.ceil(net.patch_dim / hw.tile_inputs), hw.slot_rows, "slot_rows")
         widest = max(net.embed_dim, net.patch_dim)
         fits("rows of one output tile", widest // hw.tile_inputs, hw.slot_rows, "slot_rows")
 
@@ -348,18 +366,18 @@ class Config:
 
     @property
     def engine_hash(self) -> int:
-        """32-bit identity of what is built into the engine: formats and hardware, not the network."""
+        """32-bit identity of the engine that this configuration's bundles and programs are for."""
         return engine_hash(self.formats, self.hardware)
 
 
 def engine_hash(formats: Formats, engine: Hardware) -> int:
-    """32-bit identity of an engine, as it appears in generated packages and the identity record."""
-    return int(digest({"formats": to_dict(formats), "hardware": to_dict(engine)})[:8], 16)
+    """32-bit identity of an engine: what bytes and results depend on (``accel.identity``)."""
+    return identity.engine_hash(to_dict(formats), to_dict(engine))
 
 
-def digest(data: object) -> str:
-    """SHA-256 of the canonical JSON of ``data``, hexadecimal."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def build_hash(formats: Formats, engine: Hardware) -> int:
+    """32-bit hash of everything that an engine was built with."""
+    return identity.build_hash(to_dict(formats), to_dict(engine))
 
 
 def to_dict(part: Any) -> dict[str, Any]:
@@ -486,9 +504,9 @@ HARDWARE: dict[str, Hardware] = {
     item.name: item
     for item in (
         Hardware("ci", tile_tokens=4, tile_outputs=16, tile_inputs=8, weight_slots=2, slot_rows=768,
-                 max_tokens=256, max_width=384, topk_lanes=4),
+                 slot_groups=64, max_tokens=256, max_width=384, max_inputs=768, max_hidden=384, topk_lanes=4),
         Hardware("zcu104", tile_tokens=8, tile_outputs=48, tile_inputs=8, weight_slots=5, slot_rows=768,
-                 max_tokens=1216, max_width=384),
+                 slot_groups=16, max_tokens=1216, max_width=384, max_inputs=768, max_hidden=384),
     )
 }  # fmt: skip
 """``zcu104``: 3,072 MAC per cycle; ``ci``: the same engine, small enough to simulate in seconds."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
 
-from accel import commands, layers, numerics, record, registers, tables
-from accel.config import Formats, Hardware, engine_hash
+from accel import commands, layers, memory_map, numerics, record, registers, tables
+from accel.config import Formats, Hardware, build_hash, engine_hash
 
 COMMAND_LINE = "python -m accel.generate"
 
@@ -47,6 +47,8 @@ NUMERIC_MEANINGS = {
     "COMBINE_BITS": "combine accumulator: residual << COMBINE_FRACTION plus weighted unit outputs, signed",
     "SHIFT_MIN": "smallest requantization shift; negative shifts multiply",
     "SHIFT_MAX": "largest requantization shift",
+    "OCTAVE_SHIFT_MIN": "smallest shift of scores and logits to octaves in Q8",
+    "OCTAVE_SHIFT_MAX": "largest shift of scores and logits to octaves in Q8",
     "GAMMA_BITS": "LayerNorm gamma, signed",
     "GAMMA_FRACTION": "fraction bits of gamma",
     "BETA_FRACTION": "fraction bits of beta",
@@ -104,9 +106,10 @@ def groups(formats: Formats, hardware: Hardware) -> tuple[Group, ...]:
         Constant(
             "ENGINE_HASH",
             engine_hash(formats, hardware),
-            "identity of formats and hardware parameters",
+            "identity: what bytes in memory and results depend on",
             32,
         ),
+        Constant("BUILD_HASH", build_hash(formats, hardware), "everything the engine is built with, for logs", 32),
         Constant("RECORD_MAGIC", record.MAGIC, "first word of every record", 32),
         Constant("RECORD_VERSION", record.VERSION, "layout of the record"),
     )
@@ -134,6 +137,7 @@ def groups(formats: Formats, hardware: Hardware) -> tuple[Group, ...]:
             group_bytes,
             "parameter group before the rows of an output tile, padded to lines",
         ),
+        Constant("ARENA_ALIGNMENT", memory_map.ARENA_ALIGNMENT, "alignment of an arena and of its regions"),
         Constant("COMMAND_BYTES", commands.COMMAND_BYTES, "one command"),
         Constant("COMMAND_WORDS", commands.WORDS, "32-bit words of a command"),
     )

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 
-from accel import commands, record, registers
+from accel import commands, memory_map, record, registers
 from accel.commands import Opcode
 from accel.config import (
     HARDWARE,
@@ -235,6 +235,14 @@ def _record() -> Iterator[str]:
     yield from _table(["code", "name", "meaning"], rows)
 
 
+def _arena() -> Iterator[str]:
+    yield "## Arena"
+    yield ""
+    yield f"Regions in this order, each at a multiple of {memory_map.ARENA_ALIGNMENT} bytes."
+    yield ""
+    yield from _table(["region", "holds"], ([f"`{name}`", _sentence(text)] for name, text in memory_map.REGIONS))
+
+
 def _distinct(layers: Sequence[Layer]) -> dict[Layer, list[str]]:
     """Layers that differ in more than their name → names."""
     kinds: dict[Layer, list[str]] = {}
@@ -298,6 +306,6 @@ def emit() -> str:
         "the code defines them.",
         "",
     ]
-    for part in (_presets, _fields, _numbers, _registers, _commands, _record, _memory):
+    for part in (_presets, _fields, _numbers, _registers, _commands, _record, _arena, _memory):
         lines += part()
     return "\n".join(lines).rstrip() + "\n"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from accel import emit_cpp, emit_reference, emit_sv
 from accel.atomic import atomic_directory, atomic_write
-from accel.config import HARDWARE, Formats, Hardware, engine_hash, hardware, load_config
+from accel.config import HARDWARE, Formats, Hardware, build_hash, hardware, load_config
 from accel.errors import ConfigError, M3vitError
 
 SV_PACKAGE = "m3vit_pkg.sv"
@@ -38,13 +38,13 @@ def generate(formats: Formats, hardware: Hardware) -> dict[str, str]:
 
 
 def folder_name(formats: Formats, hardware: Hardware) -> str:
-    """Name of an engine's build folder: hardware, widths and identity, e.g. ``zcu104-w8a8-0123abcd``."""
+    """Name of an engine's build folder: hardware, widths and build hash, e.g. ``zcu104-w8a8-0123abcd``."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", hardware.name):
         raise ConfigError(
             f"hardware: name = {hardware.name!r}: expected letters, digits, '_', '.' and '-' only, as it names a folder"
         )
     widths = f"w{formats.weight_bits}a{formats.activation_bits}"
-    return f"{hardware.name}-{widths}-{engine_hash(formats, hardware):08x}"
+    return f"{hardware.name}-{widths}-{build_hash(formats, hardware):08x}"
 
 
 def write(directory: str | os.PathLike[str], formats: Formats, hardware: Hardware) -> Path:

@@ -7,7 +7,7 @@ embedding, QKV, projection, MLP, experts) go through a :class:`LinearEngine`, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,6 +66,37 @@ def unpatch(values: Array, network: Network, channels: int) -> Array:
     return grid.reshape(network.image_height, network.image_width, channels)
 
 
+def accumulate(residual: Array, contribution: Array) -> Array:
+    """int16 residual + int16-valued contribution, saturated: a combine with the single weight 1.0."""
+    return np.clip(residual + contribution.astype(np.int32), *numerics.bounds(numerics.RESIDUAL_BITS)).astype(np.int16)
+
+
+def everyone(tokens: int) -> Queue:
+    """The queue of a dense MLP: every token, weight 1.0."""
+    return Queue(0, np.arange(tokens), np.full(tokens, numerics.COMBINE_ONE))
+
+
+def combine_queues(
+    residual: Array,
+    x: Array,
+    queues: Iterable[Queue],
+    units: Callable[[Queue], Iterable[PreparedUnit]],
+    bits: int,
+) -> Array:
+    """New int16 residual [N, D] after every queue's tokens x [N, D] went through the units of its expert.
+
+    The wide accumulator stays below 2^36, so float64 holds it exactly and any order of queues gives the same bits.
+    """
+    accumulator = residual.astype(np.float64) * numerics.COMBINE_ONE
+    wide = x.astype(np.float32)
+    for queue in queues:
+        rows, weights = wide[queue.tokens], queue.weights[:, None].astype(np.float64)
+        for unit in units(queue):
+            accumulator[queue.tokens] += unit(rows, bits) * weights
+    np.rint(np.multiply(accumulator, 2.0**-numerics.COMBINE_FRACTION, out=accumulator), out=accumulator)
+    return np.clip(accumulator, *numerics.bounds(numerics.RESIDUAL_BITS)).astype(np.int16)
+
+
 QueueOrder = Callable[[list[Queue]], list[Queue]]
 
 
@@ -96,33 +127,20 @@ class GoldenEngine:
         return self._linears[layer](x, self.bits, narrow=True).astype(np.int8)
 
     def accumulate(self, layer: str, x: Array, residual: Array) -> Array:
-        contribution = self._linears[layer](x, numerics.RESIDUAL_BITS)
-        return np.clip(residual + contribution.astype(np.int32), *numerics.bounds(16)).astype(np.int16)
+        return accumulate(residual, self._linears[layer](x, numerics.RESIDUAL_BITS))
 
     def route(self, layer: str, x: Array, task: str) -> Routing:
         """Gate logits, top-k and combine weights of one MoE layer."""
         gate, shift = self._gates[layer, task]
-        logits = gate.logits(x)
-        chosen = numerics.top_k(logits, self.network.top_k)
-        return Routing(chosen, numerics.gate_weights(logits, chosen, shift))
+        return route_tokens(gate, x, self.network.top_k, shift)
 
     def mixture(self, layer: str, x: Array, residual: Array, task: str) -> tuple[Array, Routing | None]:
         experts = self._experts[layer]
-        routing = None
-        if (layer, task) in self._gates:
-            routing = self.route(layer, x, task)
-            queues = routing.queues(len(experts))
-        else:
-            everyone = np.arange(x.shape[0])
-            queues = [Queue(0, everyone, np.full(len(everyone), numerics.COMBINE_ONE))]
-        accumulator = residual.astype(np.float64) * numerics.COMBINE_ONE
-        wide = x.astype(np.float32)
-        for queue in self.order(queues) if self.order else queues:
-            rows, weights = wide[queue.tokens], queue.weights[:, None].astype(np.float64)
-            for unit in experts[queue.expert]:
-                accumulator[queue.tokens] += unit(rows, self.bits) * weights
-        np.rint(np.multiply(accumulator, 2.0**-numerics.COMBINE_FRACTION, out=accumulator), out=accumulator)
-        return np.clip(accumulator, *numerics.bounds(16)).astype(np.int16), routing
+        routing = self.route(layer, x, task) if (layer, task) in self._gates else None
+        queues = [everyone(len(x))] if routing is None else routing.queues(len(experts))
+        if self.order is not None:
+            queues = self.order(queues)
+        return combine_queues(residual, x, queues, lambda queue: experts[queue.expert], self.bits), routing
 
 
 class PreparedGate:
@@ -136,6 +154,13 @@ class PreparedGate:
     def logits(self, x: Array) -> Array:
         """int8 [N, D] → int64 [N, E]."""
         return (x.astype(self.weight.dtype) @ self.weight).astype(np.int64) + self.bias
+
+
+def route_tokens(gate: PreparedGate, x: Array, top_k: int, shift: int) -> Routing:
+    """Experts and combine weights of every token: int8 [N, D] → logits → top-k → softmax over all experts."""
+    logits = gate.logits(x)
+    chosen = numerics.top_k(logits, top_k)
+    return Routing(chosen, numerics.gate_weights(logits, chosen, shift))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from enum import Enum
 from functools import cached_property
 
 from accel.config import Config, Hardware
+from accel.errors import ConfigError
 
 GELU_BYTES = 256
 BIAS_BYTES = 4
@@ -114,9 +115,15 @@ class Layer:
 
     @cached_property
     def tiles_per_unit(self) -> int:
-        """Output tiles per unit; the last unit of a plain layer may have fewer."""
+        """Output tiles per unit; the last unit of a plain layer may have fewer.
+
+        Where there are several plain units, each but the last fills whole lines of the output rows, so that no line has
+        two writers.
+        """
         tiles = math.ceil(self.outputs / self.hardware.tile_outputs)
-        return tiles if self.hidden else math.ceil(tiles / self.units)
+        if self.hidden or self.units == 1:
+            return tiles
+        return round_up(math.ceil(tiles / self.units), _line_tiles(self.kind, self.hardware))
 
     @cached_property
     def unit_bytes(self) -> int:
@@ -158,9 +165,24 @@ class Layer:
         return f"{self.name}.gate.{task}"
 
 
+def _line_tiles(kind: Kind, hardware: Hardware) -> int:
+    """Smallest number of output tiles whose values fill whole lines."""
+    size = hardware.tile_outputs * (1 if kind is Kind.LINEAR else 2)
+    return math.lcm(size, hardware.line_bytes) // size
+
+
 def _plain(name: str, kind: Kind, tokens: int, inputs: int, outputs: int, hardware: Hardware) -> Layer:
     fold = TileGeometry(outputs, inputs, hardware)
-    units = math.ceil(fold.tiles / (hardware.slot_rows // fold.rows_per_tile))
+    held = min(hardware.slot_rows // fold.rows_per_tile, hardware.slot_groups)
+    least = min(fold.tiles, _line_tiles(kind, hardware))
+    if held < fold.tiles:
+        held = held // _line_tiles(kind, hardware) * _line_tiles(kind, hardware)
+    if held < 1:
+        raise ConfigError(
+            f"layer {name}: unit of {least} output tiles of {inputs} inputs: expected to fit slot_rows = "
+            f"{hardware.slot_rows} and slot_groups = {hardware.slot_groups}, found {least * fold.rows_per_tile} rows"
+        )
+    units = math.ceil(fold.tiles / held)
     return Layer(name, kind, tokens, inputs, outputs, 0, 1, units, 1, hardware)
 
 

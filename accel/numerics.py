@@ -28,6 +28,8 @@ COMBINE_BITS = 36
 """Width of the accumulator that holds residual << 16 plus all weighted unit outputs."""
 SHIFT_MIN, SHIFT_MAX = -8, 31
 """Requantization shifts that the engine implements; export refuses others."""
+OCTAVE_SHIFT_MIN, OCTAVE_SHIFT_MAX = -16, 31
+"""Shifts that bring attention scores and gate logits to octaves in Q8."""
 GAMMA_BITS, GAMMA_FRACTION = 16, 12
 BETA_FRACTION = 22
 NORM_FRACTION = 10

@@ -65,8 +65,10 @@ def pack_linear(layer: Linear, hardware: Hardware) -> Array:
     return packed.reshape(-1)
 
 
-def unpack_linear(data: Array, outputs: int, inputs: int, hardware: Hardware) -> Linear:
-    """Logical bytes of a linear layer → its parameters; padding must be zero."""
+def unpack_linear(data: Array, outputs: int, inputs: int, hardware: Hardware, strict: bool = True) -> Linear:
+    """Logical bytes of a linear layer → its parameters. ``strict``: padding lanes must be zero, as every writer leaves
+    them; an engine ignores what they hold.
+    """
     fold = TileGeometry(outputs, inputs, hardware)
     lanes, depth = hardware.tile_outputs, hardware.tile_inputs
     if len(data) < fold.bytes:
@@ -77,7 +79,7 @@ def unpack_linear(data: Array, outputs: int, inputs: int, hardware: Hardware) ->
     rows = np.ascontiguousarray(tiles[:, fold.group_bytes :]).view(np.int8)
     folded = rows.reshape(fold.tiles, fold.rows_per_tile, lanes, depth).transpose(0, 2, 1, 3)
     weight = folded.reshape(fold.tiles * lanes, fold.rows_per_tile * depth)
-    if bias[outputs:].any() or shift[outputs:].any() or weight[outputs:].any() or weight[:, inputs:].any():
+    if strict and (bias[outputs:].any() or shift[outputs:].any() or weight[outputs:].any() or weight[:, inputs:].any()):
         raise BundleError(f"linear layer {outputs}×{inputs}: expected zero padding lanes, found other values")
     return Linear(
         np.ascontiguousarray(weight[:outputs, :inputs]), bias[:outputs].astype(np.int32), shift[:outputs].copy()
@@ -93,7 +95,7 @@ def pack_unit(unit: Unit, layer: Layer) -> Array:
     return interleave(np.concatenate(parts), hw)
 
 
-def unpack_unit(memory: Array | bytes, layer: Layer) -> Unit:
+def unpack_unit(memory: Array | bytes, layer: Layer, strict: bool = True) -> Unit:
     """Memory bytes of one unit → its parameters."""
     if layer.first is None:
         raise BundleError(f"{layer.name}: expected a layer with hidden units, found {layer.kind.value}")
@@ -104,9 +106,9 @@ def unpack_unit(memory: Array | bytes, layer: Layer) -> Unit:
     first = round_up(GELU_BYTES, hw.line_bytes)
     second = first + layer.first.bytes
     return Unit(
-        unpack_linear(data[first:], layer.hidden, layer.inputs, hw),
+        unpack_linear(data[first:], layer.hidden, layer.inputs, hw, strict),
         data[:GELU_BYTES].view(np.int8).copy(),
-        unpack_linear(data[second:], layer.outputs, layer.hidden, hw),
+        unpack_linear(data[second:], layer.outputs, layer.hidden, hw, strict),
     )
 
 
@@ -121,7 +123,7 @@ def pack_plain(linear: Linear, layer: Layer) -> Array:
     return memory
 
 
-def unpack_plain(memory: Array | bytes, layer: Layer) -> Linear:
+def unpack_plain(memory: Array | bytes, layer: Layer, strict: bool = True) -> Linear:
     """Memory bytes of a LINEAR or ACCUMULATE layer → its parameters."""
     data, hw = _bytes(memory), layer.hardware
     if len(data) != layer.expert_bytes:
@@ -131,7 +133,7 @@ def unpack_plain(memory: Array | bytes, layer: Layer) -> Linear:
     for unit in range(layer.units):
         outputs = min(lanes, layer.outputs - unit * lanes)
         piece = deinterleave(data[unit * layer.unit_bytes :][: layer.unit_bytes], hw)
-        parts.append(unpack_linear(piece, outputs, layer.inputs, hw))
+        parts.append(unpack_linear(piece, outputs, layer.inputs, hw, strict))
     return Linear(
         np.concatenate([part.weight for part in parts]),
         np.concatenate([part.bias for part in parts]),
@@ -145,11 +147,12 @@ def pack_gate(gate: Gate, layer: Layer) -> Array:
     return interleave(pack_linear(linear, layer.hardware), layer.hardware)
 
 
-def unpack_gate(memory: Array | bytes, layer: Layer, shift: int) -> Gate:
+def unpack_gate(memory: Array | bytes, layer: Layer, shift: int, strict: bool = True) -> Gate:
     """Memory bytes of a gate table → its parameters; ``shift`` travels in the command."""
     if len(memory) != layer.gate_bytes:
         raise BundleError(f"{layer.name}: expected a gate table of {layer.gate_bytes} bytes, found {len(memory)}")
-    linear = unpack_linear(deinterleave(memory, layer.hardware), layer.experts, layer.inputs, layer.hardware)
+    lines = deinterleave(memory, layer.hardware)
+    linear = unpack_linear(lines, layer.experts, layer.inputs, layer.hardware, strict)
     return Gate(linear.weight, linear.bias, shift)
 
 

@@ -143,6 +143,10 @@ class LightHead:
     exponent: int
 
 
+PUP_CHANNELS, PUP_CONVOLUTIONS = 256, 4
+"""Channels and number of the 3×3 convolutions of a PUP head (SETR-PUP)."""
+
+
 @dataclass(frozen=True, eq=False)
 class PupHead:
     """SETR-PUP head in float32, run on the host: its LayerNorm and convolutions by name, batch norm folded.
@@ -152,6 +156,22 @@ class PupHead:
     """
 
     tensors: Mapping[str, Array]
+
+
+def _check_pup(where: str, head: PupHead, width: int, channels: int) -> None:
+    """Raise ExportError unless the tensors are those of a PUP head, in shape, type and value."""
+    inputs = (width, *[PUP_CHANNELS] * (PUP_CONVOLUTIONS - 1))
+    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
+    for i, depth in enumerate(inputs):
+        shapes |= {f"conv_{i}.weight": (PUP_CHANNELS, depth, 3, 3), f"conv_{i}.bias": (PUP_CHANNELS,)}
+    last = f"conv_{PUP_CONVOLUTIONS}"
+    shapes |= {f"{last}.weight": (channels, PUP_CHANNELS, 1, 1), f"{last}.bias": (channels,)}
+    if set(head.tensors) != set(shapes):
+        raise ExportError(f"{where}: expected tensors {', '.join(shapes)}, found {', '.join(head.tensors) or 'none'}")
+    for name, array in head.tensors.items():
+        check_array(f"{where}.{name}", array, np.float32, shapes[name])
+        if not np.isfinite(array).all():
+            raise ExportError(f"{where}.{name}: expected finite values, found others")
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +230,8 @@ class Encoder:
         self._check_norm(f"{where}.norm2", block.norm2)
         block.qkv.check(f"{where}.qkv", 3 * net.embed_dim, net.embed_dim, self.formats)
         block.proj.check(f"{where}.proj", net.embed_dim, net.embed_dim, self.formats)
-        _check_range(f"{where}.attention.score_shift", block.attention.score_shift, -16, 31)
+        octaves = numerics.OCTAVE_SHIFT_MIN, numerics.OCTAVE_SHIFT_MAX
+        _check_range(f"{where}.attention.score_shift", block.attention.score_shift, *octaves)
         _check_range(f"{where}.attention.output_shift", block.attention.output_shift, -16, 16)
         moe = net.is_moe(index)
         expected = (net.experts, net.expert_units) if moe else (1, net.dense_units)
@@ -231,14 +252,15 @@ class Encoder:
             _check_range(f"{where}.gates.{name}.weight", int(np.abs(gate.weight.astype(int)).max()), 0, limit)
             bound = numerics.accumulator_bound(gate.weight, gate.bias)
             _check_range(f"{where}.gates.{name}: logit bound 128·Σ|w| + |b|", bound, 0, (1 << 30) - 1)
-            _check_range(f"{where}.gates.{name}.shift", gate.shift, -16, 31)
+            _check_range(f"{where}.gates.{name}.shift", gate.shift, *octaves)
 
     def _check_head(self, where: str, head: LightHead | PupHead, channels: int) -> None:
         net = self.network
+        kind = "light" if isinstance(head, LightHead) else "pup"
+        if kind != net.head:
+            raise ExportError(f"{where}: expected a {net.head} head, found a {kind} head")
         if isinstance(head, PupHead):
-            for name, array in head.tensors.items():
-                if array.dtype != np.float32 or not np.isfinite(array).all():
-                    raise ExportError(f"{where}.{name}: expected finite float32, found {array.dtype}")
+            _check_pup(where, head, net.embed_dim, channels)
             return
         outputs = net.patch * net.patch * channels
         self._check_norm(f"{where}.norm", head.norm)

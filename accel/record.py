@@ -54,47 +54,60 @@ HEADER = _table(
     ("error", "error code"),
     ("error_command", "index of the command that failed"),
     ("error_detail", "port for bus errors, field number for others"),
-    ("commands", "commands completed"),
+    ("commands", "commands completed, END included"),
     ("jobs", "job entries that follow"),
+    ("build_hash", "everything the engine was built with, for logs"),
 )  # fmt: skip
 
 COUNTERS = _table(
     64, 8,
-    ("cycles", "from start to the last write"),
-    ("load_only_cycles", "memory reads in flight, array idle"),
-    ("compute_only_cycles", "array busy, no memory reads in flight"),
-    ("overlap_cycles", "array busy while memory reads are in flight"),
-    ("idle_cycles", "neither"),
-    ("stall_weights_cycles", "array waits for weights"),
-    ("stall_input_cycles", "array waits for input rows"),
-    ("stall_route_cycles", "array waits for the first queue"),
-    ("stall_drain_cycles", "array waits for the drain of a tile"),
-    ("stall_store_cycles", "combine waits for the store unit"),
-    ("bytes_read", "all reads: commands, weights, activations"),
-    ("bytes_written", "activations written"),
-    ("weight_bytes", "weights and gate tables read"),
+    ("cycles", "from the cycle that takes start to the last write response before this record's own write"),
+    ("load_only_cycles", "at least one read burst in flight, array idle"),
+    ("compute_only_cycles", "array busy, no read burst in flight"),
+    ("overlap_cycles", "array busy while at least one read burst is in flight"),
+    ("idle_cycles", "neither; these four add up to cycles"),
+    ("stall_weights_cycles", "array idle because the weights of the next tile are not there"),
+    ("stall_input_cycles", "weights are there, input rows are not"),
+    ("stall_route_cycles", "weights and input are there, no queue is"),
+    ("stall_drain_cycles", "all are there, the drain of an earlier tile is not finished"),
+    ("stall_store_cycles", "all are there, the accumulators wait for the store unit"),
+    ("array_cycles", "array busy: load-independent work, gates and padding included"),
+    ("gate_cycles", "share of array_cycles spent on gate tables"),
+    ("bytes_read", "what executed commands name: commands, weights, input and residual rows, in stripes, each once"),
+    ("bytes_written", "output rows, in stripes; not this record"),
+    ("weight_bytes", "share of bytes_read that is weights and gate tables"),
     ("pairs", "token-expert pairs computed; a dense layer has one per token"),
     ("experts", "non-empty experts computed; a dense layer counts one"),
     ("units", "units computed"),
-    ("macs", "useful multiply-accumulates, gates included"),
+    ("macs", "multiply-accumulates that the layer needs, gates included, padding lanes and tokens not"),
 )  # fmt: skip
-"""Names are shared by every back end and by the simulator. Cycle counters are zero where there is no clock."""
+"""Names are shared by every back end and by the simulator. Cycle counters are zero where there is no clock.
+
+A cycle in which the array is idle counts for the first stall cause, in the order above, that applies; none applies
+while there is nothing left to do. Bytes, pairs, experts, units and MACs are the same in every back end (but for
+``RESIDENT_FIRST``, where weights on chip are not read again).
+"""
 
 JOB = _table(
     0, 8,
     ("job", "index of the job"),
-    ("cycles", "from the end of the previous job to the end of this one"),
-    ("boundary_idle", "array-idle cycles between the last beat of this job and the first of the next"),
-    ("bytes_ahead", "bytes of the next job read before the last beat of this one"),
+    ("cycles", "from the retirement of the previous JOB_END (start, for the first) to that of this one"),
+    ("boundary_idle", "array-idle cycles from the last beat of this job to the first of the next; 0 for the last job"),
+    ("bytes_ahead", "bytes of the next job read before the last beat of this one; 0 for the last job"),
+    ("layer_idle", "array-idle cycles from the last beat of a layer to the first of the next, summed over the job"),
+    ("layer_idle_max", "largest of these"),
+    ("array_cycles", "array busy"),
+    ("gate_cycles", "share of array_cycles spent on gate tables"),
     ("pairs", "token-expert pairs computed"),
     ("experts", "non-empty experts computed"),
-    ("macs", "useful multiply-accumulates"),
-    ("queue_crc", "CRC-32 of all queue entries as appended: expert u16, token u16, weight u32 each"),
+    ("macs", "multiply-accumulates that the layers need"),
+    ("queue_crc", "CRC-32 of all queue entries of the job as appended: expert u16, token u16, weight u32 each"),
 )  # fmt: skip
+"""A JOB_END retires when every write of the job has been acknowledged."""
 
 COUNTERS_END = COUNTERS[-1].offset + COUNTERS[-1].bytes
 JOBS_OFFSET = -(-COUNTERS_END // 64) * 64
-JOB_BYTES = 64
+JOB_BYTES = 128
 
 
 def record_bytes(jobs: int) -> int:

@@ -1,4 +1,4 @@
-"""Expert usage: how many tokens of each task went to each expert. Written by measurements, read by schedules and simulators.
+"""Expert usage: how many tokens of each task went to each expert, as schedules and simulators read it.
 
 The file is JSON; ``docs/checkpoints.md`` has its schema. Needs nothing but NumPy.
 """
@@ -75,7 +75,8 @@ class ExpertUsage:
             ("blocks", set(self.blocks), set(network.moe_blocks)),
         ):
             if here != there:
-                raise DataError(f"{where}: {what}: expected {_listed(there)} as in {network.name}, found {_listed(here)}")
+                expected = f"{_listed(there)} as in {network.name}"
+                raise DataError(f"{where}: {what}: expected {expected}, found {_listed(here)}")
 
 
 def _listed(names: set[Any]) -> str:

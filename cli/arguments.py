@@ -10,6 +10,7 @@ from typing import TypeVar
 from accel.config import (
     HARDWARE,
     NETWORKS,
+    ROUTINGS,
     Hardware,
     Network,
     hardware_from_dict,
@@ -47,7 +48,12 @@ def _preset_or_file(text: str, presets: Mapping[str, T], read: Callable[[object,
 
 
 def parse_network(text: str) -> Network:
-    """Network by preset name or from a JSON file (a network, or a configuration that contains one)."""
+    """Network by preset name, from a JSON file (a network, or a configuration that contains one) or of a recipe."""
+    if text.endswith(".toml") or any(mode in text.split("-") for mode in ("single_task", *ROUTINGS)):
+        from cli.recipes import recipe_network  # the recipes' losses need PyTorch
+        from model.recipes.loader import load_recipe
+
+        return recipe_network(load_recipe(text))
     return _preset_or_file(text, NETWORKS, network_from_dict, "network")
 
 

@@ -85,6 +85,7 @@ def m3vit() -> None:
     From other code, and on paper:
       m3vit import best_model.pth.tar m.safetensors --network m3vit-small-pascal
       m3vit cost m3vit-small-pascal --head pup           MACs, parameters, bytes per frame
+      m3vit experts usage build/b --out usage.json       tokens of each task per expert
     """
 
 

@@ -6,21 +6,20 @@ The run folder is that of :mod:`cli.training`: same files, same rules for resumi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel.config import Formats, Network, digest, to_dict
+from accel.errors import ConfigError
 from cli.console import bars_hidden, note
 from cli.recipes import measure, open_split, recipe_network, restrict_to_windows
 from cli.training import (
     METRICS_FILE,
     RunSummary,
     checkpoint_file,
-    measured_before,
+    measure_stages,
     progress_note,
-    save_measured,
     start_run,
     write_json,
 )
@@ -28,6 +27,7 @@ from cli.training import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from cli.initial import Initial
     from model.data import Dataset
     from model.recipes.loader import Recipe
     from model.samples import FolderDataset
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """One run of a recipe. ``steps`` and ``qat_steps`` follow from epochs, batch and the size of the data set."""
+    """One run of a recipe. ``steps`` and ``qat_steps`` follow from epochs, batch and the size of the data set.
+
+    ``init`` is the digest of the weights that the float stage starts from, None for new ones.
+    """
 
     recipe: Recipe
     network: Network
@@ -44,10 +47,12 @@ class RecipePlan:
     steps: int
     qat_steps: int
     data_key: str
+    init: str | None = None
 
     def options(self) -> dict[str, Any]:
         """The recipe as it is kept in checkpoints."""
-        return {**self.recipe.document(), "data": self.data_key}
+        given = {} if self.init is None else {"init": self.init}
+        return {**self.recipe.document(), "data": self.data_key, **given}
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes the results, ready for JSON."""
@@ -58,6 +63,7 @@ def train_recipe(
     recipe: Recipe,
     run_dir: Path,
     *,
+    initial: Initial | None = None,
     data_root: Path | None = None,
     data_dir: Path | None = None,
     resume: bool = True,
@@ -69,6 +75,8 @@ def train_recipe(
     """Train, fine-tune and measure, like :func:`cli.training.train`; returns the network and what came of it.
 
     Args:
+        initial: weights to start from, of the network to train: its tasks must be the recipe's, the other dimensions
+            are its own. Its expert windows go before the recipe's. Needed by a recipe of 0 epochs.
         data_root: of a data set on disk; from the environment by default.
         data_dir: where rendered scenes are kept; ``run_dir``/data by default.
 
@@ -77,16 +85,23 @@ def train_recipe(
         DataError: the data set is missing, incomplete or damaged.
         M3vitError: the loss diverged, or the file system refused.
     """
-    import torch
-
+    from cli.initial import check_initial
     from model import distributed
+    from model.data import Dataset
+    from model.metrics import trivial_metrics
     from model.train import fit
     from model.vit import MultiTaskViT
+    from model.windows import windows_metadata
     from quant.finetune import finetune, qat_options
 
+    if initial is None and not recipe.epochs:
+        raise ConfigError(f"{recipe.where}: epochs = 0: expected at least 1, or a checkpoint to start from (--init)")
     net = recipe_network(recipe)
+    if initial is not None:
+        check_initial(initial, recipe, net)
+        net = initial.network
     formats = Formats(recipe.quantization["weight_bits"], recipe.quantization["activation_bits"])
-    place = torch.device(device) if device is not None else distributed.default_device()
+    place = distributed.resolve_device(device)
     distributed.join(place)
     chief = distributed.rank() == 0
     hush = quiet or not chief
@@ -104,28 +119,38 @@ def train_recipe(
         "tensorboard": tensorboard,
         "checkpoint_every": checkpoint_every,
     }
-    float_options = recipe.options(len(train_set), **common)
+    float_options = recipe.options(len(train_set), **common) if recipe.epochs else None
     epoch_steps = math.ceil(len(train_set) / recipe.batch)
     qat_steps = recipe.quantization["epochs"] * epoch_steps
-    plan = RecipePlan(recipe, net, formats, run_dir, float_options.steps, qat_steps, train_set.key)
-    if chief:
-        start_run(plan, resume)
-
-    model = MultiTaskViT(net, recipe.seed)
-    restrict_to_windows(recipe, model)
-    float_fit = fit(model, train_set, float_options, run_dir, "float", device=place, resume=resume)
-    note(progress_note("float", float_fit), hush)
-
     tuning = None
     if qat_steps:
         tuning = qat_options(
             qat_steps, lr=recipe.quantization["lr"], batch_size=recipe.batch, seed=recipe.seed,
-            balance_weight=recipe.balance_weight, **recipe.losses(), **common,
+            balance_weight=recipe.balance_weight, precision=recipe.precision, **recipe.losses(), **common,
         )  # fmt: skip
+    steps = float_options.steps if float_options else 0
+    init = initial.digest if initial else None
+    plan = RecipePlan(recipe, net, formats, run_dir, steps, qat_steps, train_set.key, init)
+    model = (initial.model if initial else MultiTaskViT(net, recipe.seed)).to(place)
+    if not windows_metadata(model):
+        restrict_to_windows(recipe, model)
+    if chief:
+        start_run(plan, resume)
+
+    float_fit = None
+    if float_options:
+        float_fit = fit(model, train_set, float_options, run_dir, "float", device=place, resume=resume)
+    note(progress_note("float", float_fit), hush)
+
     quantized = finetune(model, train_set, run_dir, tuning, formats, device=place, resume=resume)
     note(progress_note("qat", quantized.fit), hush)
 
-    metrics = _measure(plan, {"float": model, "qat": quantized.model}, train_set, val_set, hush)
+    metrics: dict[str, Any] = {}
+    if recipe.dataset == "scenes":
+        assert isinstance(train_set, Dataset) and isinstance(val_set, Dataset)
+        metrics["trivial"] = trivial_metrics(net, train_set, val_set)
+    models: dict[str, nn.Module] = {"float": model, "qat": quantized.model}
+    metrics |= measure_stages(plan, models, val_set, lambda trained: measure(recipe, trained, val_set), hush)
     fits = {"float": float_fit, "qat": quantized.fit}
     summary = RunSummary(
         checkpoints={stage: checkpoint_file(run_dir, stage) for stage in fits},
@@ -137,41 +162,6 @@ def train_recipe(
         return net, None
     write_json(run_dir / METRICS_FILE, _document(plan, summary))
     return net, summary
-
-
-def _measure(
-    plan: RecipePlan,
-    models: Mapping[str, nn.Module],
-    train_set: Dataset | FolderDataset,
-    val_set: Dataset | FolderDataset,
-    quiet: bool,
-) -> dict[str, Any]:
-    """Metrics of every stage, kept beside the weights by the first process.
-
-    Every process measures, because a forward pass may wait for the others (see :func:`cli.training.train`).
-    """
-    import torch
-
-    from model import distributed
-    from model.data import Dataset
-    from model.metrics import trivial_metrics
-
-    chief = distributed.rank() == 0
-    metrics: dict[str, Any] = {}
-    if plan.recipe.dataset == "scenes":
-        assert isinstance(train_set, Dataset) and isinstance(val_set, Dataset)
-        metrics["trivial"] = trivial_metrics(plan.network, train_set, val_set)
-    for stage, model in models.items():
-        path = checkpoint_file(plan.run_dir, stage)
-        known = measured_before(path, model, val_set) if chief else None
-        missing = torch.tensor(float(chief and known is None), device=next(model.parameters()).device)
-        if distributed.all_reduce_sum(missing) > 0:
-            note(f"{stage}: measuring on {len(val_set)} held-out images", quiet)
-            known = measure(plan.recipe, model, val_set)
-            if chief:
-                save_measured(plan, path, stage, model, known, val_set)
-        metrics[stage] = known
-    return metrics
 
 
 def _document(plan: RecipePlan, summary: RunSummary) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel.config import NETWORKS, Network, network, network_from_dict, to_dict
-from accel.errors import CheckpointError, ConfigError
+from accel.errors import CheckpointError, ConfigError, M3vitError
 from cli.console import bars_hidden
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def open_split(
     """A split of the recipe's data set at the network's size.
 
     Args:
-        tasks: with targets for these; all of the recipe's by default.
+        tasks: with targets for these, perhaps none; all of the network's by default.
         data_root: of a data set on disk; from the environment by default.
         cache: where rendered scenes are kept.
     """
@@ -84,7 +84,7 @@ def open_split(
         )  # fmt: skip
     from model.datasets import open_dataset
 
-    return open_dataset(recipe.dataset, split, net, tasks or net.task_names, data_root)
+    return open_dataset(recipe.dataset, split, net, net.task_names if tasks is None else tasks, data_root)
 
 
 def image_names(dataset: Dataset | FolderDataset) -> list[str]:
@@ -110,8 +110,10 @@ def measure(
     names = tuple(tasks or net.task_names)
     meters: dict[str, Meter] | None = None
     if recipe.dataset != "scenes":
+        from model.datasets import dataset_spec
+
         workers = min(MAX_EDGE_WORKERS, os.cpu_count() or 1) if len(dataset) >= _PARALLEL_FROM else 1
-        meters = benchmark_meters(net, names, workers)
+        meters = benchmark_meters(net, names, workers, dataset_spec(recipe.dataset).edge_tolerance)
     batch = 64 if recipe.dataset == "scenes" else recipe.batch
     return evaluate(model, dataset, batch, names, meters=meters, on_outputs=on_outputs)
 
@@ -124,27 +126,61 @@ class Trained:
     stage: str
     step: int
 
+    @property
+    def network(self) -> Network:
+        return self.model.network  # type: ignore[return-value]
 
-def load_trained(path: Path, net: Network, where: str) -> Trained:
-    """The float or quantized model in ``path``, which must be of network ``net`` (its name may differ).
+
+def load_trained(path: Path) -> Trained:
+    """The float or quantized model in ``path``, of whatever network it is.
 
     Raises:
-        CheckpointError: not a checkpoint, or of another network: the message names the first field.
+        CheckpointError: not a checkpoint, or damaged.
     """
     from cli.checkpoint_header import read_header
     from quant.checkpoint import STAGE, load_float, load_qat
 
     header = read_header(path)
-    wanted, found = to_dict(net), header["network"]
-    for name, value in wanted.items():
-        if name != "name" and found.get(name) != value:
-            raise CheckpointError(f"{path}: network.{name}: expected {_short(value)} as in {where}, "
-                                  f"found {_short(found.get(name))}")  # fmt: skip
     model = load_qat(path) if header["stage"] == STAGE else load_float(path)
     return Trained(model, header["stage"], header["step"])
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(f"{task.get('name')} ({task.get('channels')}, {task.get('kind')})" for task in value)
-    return repr(value)
+def check_image_size(path: Path, found: Network, recipe: Recipe, net: Network) -> None:
+    """CheckpointError unless the network in ``path`` takes images of the size of ``net``, the recipe's network."""
+    for name in ("image_height", "image_width"):
+        value, expected = getattr(found, name), getattr(net, name)
+        if value != expected:
+            raise CheckpointError(f"{path}: network.{name}: expected {expected} as in {recipe.where}, found {value}")
+
+
+def shared_tasks(path: Path, found: Network, recipe: Recipe, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """Tasks that the checkpoint ``path`` of network ``found`` can be measured on with the recipe's data set.
+
+    Args:
+        wanted: these, in this order; all that checkpoint and recipe share by default.
+
+    Raises:
+        ConfigError: a wanted task is not the recipe's. CheckpointError: it is not the checkpoint's; nothing is shared;
+            a task means something else in the data set (channels, kind).
+    """
+    for name in wanted:
+        if name not in recipe.tasks:
+            raise ConfigError(f"{recipe.where}: task {name!r}: expected one of {', '.join(recipe.tasks)}")
+        if name not in found.task_names:
+            raise CheckpointError(f"{path}: task {name!r}: expected one of {', '.join(found.task_names)}")
+    names = tuple(wanted) or tuple(name for name in found.task_names if name in recipe.tasks)
+    if not names:
+        raise CheckpointError(f"{path}: network.tasks: expected one of {', '.join(recipe.tasks)} as in {recipe.where}, "
+                              f"found {', '.join(found.task_names)}")  # fmt: skip
+    try:
+        if recipe.dataset == "scenes":
+            from cli.training import check_scene_tasks
+
+            check_scene_tasks(found)
+        else:
+            from model.datasets import check_network, dataset_spec
+
+            check_network(dataset_spec(recipe.dataset), found, names)
+    except M3vitError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return names

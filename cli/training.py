@@ -5,9 +5,10 @@ Kept apart from the command, because the demo runs the same chain. Everything he
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,7 @@ from cli.console import bars_hidden, note
 if TYPE_CHECKING:
     from torch import nn
 
+    from cli.initial import Initial
     from model.data import Dataset
     from model.samples import FolderDataset
     from model.train import FitResult
@@ -61,6 +63,8 @@ class TrainPlan:
         scenes, val_scenes: rendered scenes to train on, and held-out ones to measure on.
         seed: of weights, scenes, batches and gate noise.
         lr, qat_lr: peak learning rates.
+        precision: ``auto`` or ``float32``, see :class:`model.train.TrainOptions`.
+        init: digest of the weights that the float stage starts from; None for new ones. With it, ``steps`` may be 0.
         twin: train the float model ``qat_steps`` longer as well, with the QAT stage's learning rates, so that float
             and quantized metrics compare models trained equally long.
     """
@@ -77,9 +81,11 @@ class TrainPlan:
     lr: float = 1.5e-3
     qat_lr: float = 3e-4
     twin: bool = False
+    precision: str = "auto"
+    init: str | None = None
 
     def __post_init__(self) -> None:
-        minimum = {"steps": 1, "qat_steps": 0, "batch": 1, "scenes": 1, "val_scenes": 1, "seed": 0}
+        minimum = {"steps": 0 if self.init else 1, "qat_steps": 0, "batch": 1, "scenes": 1, "val_scenes": 1, "seed": 0}
         for name, least in minimum.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"training: {name} = {getattr(self, name)}: expected at least {least}")
@@ -90,6 +96,9 @@ class TrainPlan:
         """Everything that changes the results, ready for JSON."""
         values = dataclasses.asdict(self)
         del values["run_dir"]
+        for name, default in (("precision", "auto"), ("init", None)):
+            if values[name] == default:  # runs from before there was this field go on
+                del values[name]
         return json.loads(json.dumps(values))
 
     def options(self) -> dict[str, Any]:
@@ -159,8 +168,8 @@ def start_run(plan: Plan, resume: bool) -> None:
 
 
 def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
-    for name, value in wanted.items():
-        was = found.get(name)
+    for name in dict.fromkeys((*wanted, *found)):
+        was, value = found.get(name), wanted.get(name)
         if was == value:
             continue
         if isinstance(value, dict) and isinstance(was, dict):
@@ -215,6 +224,7 @@ def scene_sets(plan: TrainPlan, data_dir: Path | None = None, quiet: bool = Fals
 def train(
     plan: TrainPlan,
     *,
+    initial: Initial | None = None,
     data_dir: Path | None = None,
     resume: bool = True,
     device: str | None = None,
@@ -226,26 +236,33 @@ def train(
 
     Works in one process or in several under torchrun; the first returns the summary, the others None.
 
+    Args:
+        initial: the weights whose digest ``plan.init`` is; of the plan's network.
+
     Raises:
         ConfigError: the folder holds a run with other options, or the network does not fit the scenes.
         M3vitError: the loss diverged, or the file system refused.
     """
-    import torch
-
     from model import distributed
+    from model.evaluate import evaluate
+    from model.metrics import trivial_metrics
     from model.train import TrainOptions, fit
     from model.vit import MultiTaskViT
     from quant.finetune import finetune, qat_options
 
     check_scene_tasks(plan.network)
-    place = torch.device(device) if device is not None else distributed.default_device()
+    place = distributed.resolve_device(device)
     common: dict[str, Any] = {
         "batch_size": plan.batch,
         "seed": plan.seed,
+        "precision": plan.precision,
         "quiet": bars_hidden(quiet),
         "tensorboard": tensorboard,
         "checkpoint_every": checkpoint_every,
     }
+    warmup = min(50, plan.steps // 4)
+    float_options = TrainOptions(steps=plan.steps, lr=plan.lr, warmup=warmup, **common) if plan.steps else None
+    tuning = qat_options(plan.qat_steps, lr=plan.qat_lr, **common) if plan.qat_steps else None
     distributed.join(place)
     chief = distributed.rank() == 0
     hush = quiet or not chief
@@ -255,26 +272,26 @@ def train(
     distributed.barrier()  # the others find the scenes rendered
     train_set, val_set = scene_sets(plan, data_dir, quiet=True)
 
-    float_options = TrainOptions(steps=plan.steps, lr=plan.lr, warmup=min(50, plan.steps // 4), **common)
-    model = MultiTaskViT(plan.network, plan.seed)
+    model = initial.model if initial is not None else MultiTaskViT(plan.network, plan.seed)
     fits: dict[str, FitResult | None] = {}
-    models: dict[str, nn.Module] = {"float": model}
-    fits["float"] = fit(model, train_set, float_options, plan.run_dir, "float", device=place, resume=resume)
+    models: dict[str, nn.Module] = {"float": model.to(place)}
+    fits["float"] = None
+    if float_options is not None:
+        fits["float"] = fit(model, train_set, float_options, plan.run_dir, "float", device=place, resume=resume)
     note(progress_note("float", fits["float"]), hush)
 
-    tuning = qat_options(plan.qat_steps, lr=plan.qat_lr, **common) if plan.qat_steps else None
     quantized = finetune(model, train_set, plan.run_dir, tuning, plan.formats, device=place, resume=resume)
     models["qat"], fits["qat"] = quantized.model, quantized.fit
     note(progress_note("qat", quantized.fit), hush)
 
     if plan.twin and tuning is not None:
-        twin = MultiTaskViT(plan.network, plan.seed)
-        twin.load_state_dict(model.state_dict())
+        twin = copy.deepcopy(model)  # with its expert windows
         fits["twin"] = fit(twin, train_set, tuning, plan.run_dir, "twin", device=place, resume=resume)
         models["twin"] = twin
         note(progress_note("twin", fits["twin"]), hush)
 
-    metrics = _measure(plan, models, train_set, val_set, hush)
+    metrics = {"trivial": trivial_metrics(plan.network, train_set, val_set)}
+    metrics |= measure_stages(plan, models, val_set, lambda trained: evaluate(trained, val_set), hush)
     summary = RunSummary(
         checkpoints={stage: checkpoint_file(plan.run_dir, stage) for stage in models},
         metrics=metrics,
@@ -289,15 +306,19 @@ def train(
 
 def progress_note(stage: str, result: FitResult | None) -> str:
     if result is None:
-        return f"{stage}: calibrated, no training"
+        return f"{stage}: {'as given' if stage == 'float' else 'calibrated'}, no training"
     if result.resumed_at == result.steps:
         return f"{stage}: {result.steps} steps were done already"
     start = f" from step {result.resumed_at}" if result.resumed_at else ""
     return f"{stage}: trained{start} to step {result.steps} in {result.seconds:.0f} s"
 
 
-def _measure(
-    plan: TrainPlan, models: Mapping[str, nn.Module], train_set: Dataset, val_set: Dataset, quiet: bool
+def measure_stages(
+    plan: Plan,
+    models: Mapping[str, nn.Module],
+    val_set: Dataset | FolderDataset,
+    evaluate: Callable[[nn.Module], dict[str, Any]],
+    quiet: bool,
 ) -> dict[str, Any]:
     """Metrics of every stage, which the first process keeps beside the weights.
 
@@ -307,19 +328,17 @@ def _measure(
     import torch
 
     from model import distributed
-    from model.evaluate import evaluate
-    from model.metrics import trivial_metrics
 
     chief = distributed.rank() == 0
-    metrics: dict[str, Any] = {"trivial": trivial_metrics(plan.network, train_set, val_set)}
+    metrics: dict[str, Any] = {}
     for stage, model in models.items():
         path = checkpoint_file(plan.run_dir, stage)
         known = measured_before(path, model, val_set) if chief else None
         device = next(model.parameters()).device
         missing = torch.tensor(float(chief and known is None), device=device)
         if distributed.all_reduce_sum(missing) > 0:
-            note(f"{stage}: measuring on {len(val_set)} held-out scenes", quiet)
-            known = evaluate(model, val_set)
+            note(f"{stage}: measuring on {len(val_set)} held-out images", quiet)
+            known = evaluate(model)
             if chief:
                 save_measured(plan, path, stage, model, known, val_set)
         metrics[stage] = known

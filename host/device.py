@@ -17,11 +17,29 @@ from accel.registers import SPAN
 Array = NDArray[Any]
 Reg: Any = registers.Reg
 """``accel.registers.Reg``; its members are made at run time, so type checkers cannot know them."""
-D = TypeVar("D", bound="Device")
-B = TypeVar("B", bound="Buffer")
+C = TypeVar("C", bound="Closing")
 
 
-class Buffer(ABC):
+class Closing(ABC):
+    """Something to close, usable as a context manager that does so."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back. Closing twice is harmless."""
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Buffer(Closing):
     """Memory that host and engine both reach.
 
     Attributes:
@@ -45,24 +63,9 @@ class Buffer(ABC):
     def invalidate(self, offset: int = 0, size: int | None = None) -> None:
         """Make what the engine wrote to this range visible to the host."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give the memory back. Closing twice is harmless."""
 
-    def __enter__(self: B) -> B:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Device(ABC):
-    """One engine.
+class Device(Closing):
+    """One engine; closing it releases every buffer too.
 
     Attributes:
         name: of the back end.
@@ -98,21 +101,6 @@ class Device(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Stop whatever runs and put all registers back to zero. Memory keeps its content."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the engine and every buffer. Closing twice is harmless."""
-
-    def __enter__(self: D) -> D:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def check_register(offset: int, value: int = 0) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,19 +19,14 @@ from numpy.typing import NDArray
 
 from accel.bundle import Bundle
 from accel.commands import COMMAND_BYTES
-from accel.compiler import (
-    ARENA_ALIGNMENT,
-    ArenaMap,
-    Program,
-    identify_program,
-    live_arena,
-    place_weights,
-)
+from accel.compiler import Program, identify_program, live_arena, place_weights
 from accel.errors import BundleError, DeviceError, DeviceTimeout
+from accel.limits import KINDS, EngineError, Limits
+from accel.memory_map import ARENA_ALIGNMENT, ArenaMap
 from accel.record import ErrorCode, Record, empty_record, record_bytes
 from accel.registers import REGISTERS, mask
-from host.device import Buffer, Device, Reg
-from host.faults import describe_error
+from host.device import Buffer, Closing, Device, Reg
+from host.faults import describe_error, describe_refusal
 
 Array = NDArray[Any]
 PlaceProgress = Callable[[str, int, int], None]
@@ -48,7 +42,6 @@ _DONE_INTERRUPT = mask("ISR", "done")
 _ARENA_REGISTERS = tuple(
     (item.offset, item.offset + 4) for item in REGISTERS if item.name.endswith("_LO")
 )
-_OPERANDS = ("weights", "gate", "input", "residual", "output")
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class Run:
         return Record.decode(self.memory.array[offset : offset + size].tobytes())
 
 
-class Driver:
+class Driver(Closing):
     """Runs programs on one device, one at a time. Leaves the device open; whoever opened it closes it."""
 
     def __init__(self, device: Device) -> None:
@@ -100,17 +93,6 @@ class Driver:
         self._resident: list[LoadedBundle] = []
         self._identity: Identity | None = None
         self._interrupts_enabled = False
-
-    def __enter__(self) -> Driver:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release every bundle, after a reset if a program still runs. Closing twice is harmless."""
@@ -172,12 +154,12 @@ class Driver:
         """Start a program in ``memory``, whose weights and inputs are in place; returns at once.
 
         Raises:
-            DeviceError: another program runs, or sizes or alignments do not fit; then no register has been
-                written.
+            DeviceError: another program runs, sizes or alignments do not fit, or the engine would refuse a
+                command; then no register has been written.
         """
         if self._running is not None:
             raise DeviceError("engine busy: expected the running program to be waited for, or a reset")
-        _check_program(program, memory)
+        _check_program(program, memory, Limits(self.device.hardware))
         offsets = program.arena.offsets
         pieces = {
             "program": np.frombuffer(program.image, np.uint8),
@@ -242,23 +224,12 @@ class Driver:
             self.reset()
 
 
-class LoadedBundle:
+class LoadedBundle(Closing):
     """A bundle in the engine's memory. Use as a context manager; closing it gives the memory back."""
 
     def __init__(self, driver: Driver, bundle: Bundle, arena: ArenaMap, memory: Buffer) -> None:
         self.driver, self.bundle, self.arena, self.memory = driver, bundle, arena, memory
         self._closed = False
-
-    def __enter__(self) -> LoadedBundle:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _place(self, progress: PlaceProgress | None) -> None:
         offsets, end = place_weights(self.bundle.config)
@@ -315,8 +286,8 @@ class LoadedBundle:
             self.memory.close()
 
 
-def _check_program(program: Program, memory: Buffer) -> None:
-    """Sizes and alignments, before any register is written."""
+def _check_program(program: Program, memory: Buffer, limits: Limits) -> None:
+    """Sizes, alignments and the spans of every command, before any register is written."""
 
     def require(ok: bool, what: str, found: int, expected: str) -> None:
         if not ok:
@@ -333,11 +304,13 @@ def _check_program(program: Program, memory: Buffer) -> None:
     for name, size in sizes.items():
         room = arena.sizes[name]
         require(size <= room, f"{name} bytes", size, f"at most {room} in this arena")
-    # An engine knows no bounds: an offset past the arena would reach foreign memory.
+    # An engine knows no bounds: an operand that ends past the arena would reach foreign memory.
     for index, command in enumerate(program.commands):
-        for name in _OPERANDS:
-            offset = getattr(command, name)
-            limit = f"below the arena's {arena.bytes} bytes"
-            require(offset < arena.bytes, f"command {index}: {name}", offset, limit)
+        if command.opcode in KINDS:
+            try:
+                limits.check(command, arena.bytes)
+            except EngineError as error:
+                refusal = describe_refusal(error, index, program.commands, arena.bytes)
+                raise DeviceError(f"program: {refusal}") from None
 
 

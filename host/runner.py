@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel import numerics, pack
+from accel import pack
 from accel.compiler import Program, RecordedFrame, compile_replay, layer_bytes, live_program
 from accel.errors import DeviceError
-from accel.golden import FrameResult, PreparedGate, run_frame
+from accel.golden import FrameResult, PreparedGate, route_tokens, run_frame
 from accel.layers import Kind, Layer, engine_layers
 from accel.record import Record
 from accel.routing import Routing, Schedule
@@ -129,9 +129,7 @@ class EncoderRunner:
         key = (task, str(block))
         if key not in self._gates:
             self._gates[key] = PreparedGate(gate.weight, gate.bias)
-        logits = self._gates[key].logits(x)
-        chosen = numerics.top_k(logits, self.encoder.network.top_k)
-        return Routing(chosen, numerics.gate_weights(logits, chosen, gate.shift))
+        return route_tokens(self._gates[key], x, self.encoder.network.top_k, gate.shift)
 
     def _program(self, index: int, layer: Layer) -> tuple[Program, dict[str, int]]:
         key = (layer.name, self._task)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accel.config import Network
 
-PUP_CHANNELS = 256
-PUP_CONVOLUTIONS = 4
+PUP_CHANNELS, PUP_CONVOLUTIONS = 256, 4
+"""Channels and number of the 3×3 convolutions of a PUP head; here, because `model.heads` needs torch."""
 BIAS_BYTES = 4
 
 PAPER = "M3ViT, NeurIPS 2022, arXiv 2210.14793, Table 1 (PASCAL-Context)"
@@ -34,6 +34,7 @@ PUBLISHED_GFLOPS: Mapping[str, float] = {
     "M-ViT (dense), ViT-small": 83.0,
 }
 """FLOPs (G) that the paper prints for 512 × 512 and all five tasks. Quoted, not recomputed."""
+_VIT_SMALL = (384, 12, 1536, 16)  # embed_dim, depth, dense_hidden, patch
 CLAIM = 0.88
 """Share of inference FLOPs that the paper says it saves."""
 
@@ -46,8 +47,8 @@ class Cost:
         macs: multiply-accumulates.
         parameters: that exist (all experts, this task's gate).
         activated: parameters that one token meets (top-k experts).
-        weight_bytes: int8 weights and norm parameters, int32 biases, of everything that exists: what is streamed when
-            every expert has at least one token.
+        weight_bytes: int8 weights and norm parameters, int32 biases, of everything that exists. A frame streams less
+            when some experts get no token, see `streamed_bytes`.
     """
 
     macs: int = 0
@@ -76,6 +77,12 @@ def _stored(parameters: int) -> Cost:
 
 def _norm(width: int) -> Cost:
     return _stored(2 * width)
+
+
+def _dense_mlp(network: Network) -> Cost:
+    """The MLP of one block without experts, every token."""
+    rows, dim, hidden = network.tokens, network.embed_dim, network.dense_hidden
+    return _linear(rows, dim, hidden) + _linear(rows, hidden, dim)
 
 
 def _expert(network: Network, rows: int) -> Cost:
@@ -112,14 +119,13 @@ def encoder_parts(network: Network) -> dict[str, Cost]:
     over all blocks, for one task of one frame."""
     tokens, dim = network.tokens, network.embed_dim
     moe, depth = len(network.moe_blocks), network.depth
-    dense = _linear(tokens, dim, network.dense_hidden) + _linear(tokens, network.dense_hidden, dim)
     patch = _linear(tokens - 1, network.patch_dim, dim) + _stored((tokens + 1) * dim)  # positions and cls
     return {
         "patch": patch,
         "qkv": total([_linear(tokens, dim, 3 * dim)] * depth),
         "attention": Cost(macs=depth * 2 * tokens * tokens * dim),
         "proj": total([_linear(tokens, dim, dim)] * depth),
-        "mlp": total([dense] * (depth - moe)),
+        "mlp": total([_dense_mlp(network)] * (depth - moe)),
         "gate": total([_gate(network)] * moe),
         "experts": total([_experts(network)] * moe),
         "norm": total([_norm(dim)] * (2 * depth)),
@@ -168,7 +174,8 @@ def streamed_bytes(network: Network, used_experts: Mapping[int, int] | None = No
     """Weight bytes of the encoder that one frame of one task reads, each weight once (tokens reordered by expert).
 
     Args:
-        used_experts: MoE block → experts with at least one token (`model.experts.ExpertUsage.used`); all by default.
+        used_experts: MoE block → experts with at least one token (`accel.usage.ExpertUsage.used`); all by default.
+            Counted over several images they are those that any of them uses: an upper bound for each.
     """
     everything = encoder_cost(network).weight_bytes
     if used_experts is None:
@@ -199,20 +206,24 @@ class Saving:
 def savings(network: Network, task: str, head: str | None = "pup") -> list[Saving]:
     """The paper's 88 % recomputed: one task of this network against what else could produce that task.
 
-    The published baselines are for five tasks at 512 × 512 and appear only for such a network.
+    The published baselines are for ViT-small with five tasks at 512 × 512 and appear only for such a network.
     """
     encoder = encoder_cost(network)
     heads = {name: head_cost(network, name, head).macs for name in network.task_names}
     own, count = encoder.macs + heads[task], len(heads)
-    experts = encoder_parts(network)["experts"].macs
+    parts = encoder_parts(network)
+    experts = parts["experts"].macs
     everything = experts // network.top_k * network.experts
+    dense = own - experts - parts["gate"].macs - parts["task"].macs + len(network.moe_blocks) * _dense_mlp(network).macs
     rows: list[tuple[str, int, str]] = [
-        ("one dense ViT of equal MACs per token", own - encoder_parts(network)["gate"].macs, "formula"),
+        ("dense ViT of these dimensions", dense, "formula"),
         (f"one encoder with all {count} heads", encoder.macs + sum(heads.values()), "formula"),
         (f"{count} entangled encoders with heads", count * encoder.macs + sum(heads.values()), "formula"),
         (f"all {network.experts} experts for every token", own - experts + everything, "formula"),
     ]
-    if (network.image_height, network.image_width, count) == (512, 512, 5):
+    small = network.embed_dim, network.depth, network.dense_hidden, network.patch
+    image = network.image_height, network.image_width
+    if (small, image, count) == (_VIT_SMALL, (512, 512), 5):
         rows += [(name, round(value * 1e9), PAPER) for name, value in PUBLISHED_GFLOPS.items()]
     shares = [1 - own / macs for _, macs, _ in rows]
     return [
@@ -231,8 +242,15 @@ def needed_baseline(network: Network, task: str, head: str | None = "pup") -> fl
     return (encoder_cost(network).macs + head_cost(network, task, head).macs) / (1 - CLAIM)
 
 
-def report(network: Network, head: str | None = None) -> dict[str, Any]:
-    """Everything above for every task, ready for JSON."""
+def report(
+    network: Network, head: str | None = None, used_experts: Mapping[str, Mapping[int, int]] | None = None
+) -> dict[str, Any]:
+    """Everything above for every task, ready for JSON.
+
+    Args:
+        head: ``light`` or ``pup``, the network's own by default.
+        used_experts: task → MoE block → experts with at least one token, for ``encoder_bytes``; all by default.
+    """
     parts = encoder_parts(network)
     encoder, chosen = encoder_cost(network), head or network.head
     first = network.task_names[0]
@@ -244,7 +262,7 @@ def report(network: Network, head: str | None = None) -> dict[str, Any]:
             "macs": encoder.macs + own.macs,
             "parameters": encoder.parameters + own.parameters,
             "activated": encoder.activated + own.activated,
-            "encoder_bytes": encoder.weight_bytes,
+            "encoder_bytes": streamed_bytes(network, None if used_experts is None else used_experts[name]),
             "head_bytes": own.weight_bytes,
         }
     return {

@@ -25,8 +25,8 @@ from torch import Tensor
 from accel.atomic import atomic_write
 from accel.errors import ConfigError, DataError
 from model import scenes
+from model.scenes import split_seed
 
-SPLITS = ("train", "val")
 _CHUNK = 64  # scenes per job of the process pool
 _RENDERER = 1  # part of the cache key: raise it when scenes.py changes what it draws
 SCENE_TASKS = ("semseg", "depth", "normals", "edge")
@@ -87,13 +87,6 @@ class Dataset:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield self.images[part], {name: self.targets[name][part] for name in names}
-
-
-def split_seed(seed: int, split: str) -> int:
-    """Renderer seed of a split; no two (seed, split) share one."""
-    if split not in SPLITS:
-        raise ConfigError(f"data set: split = {split!r}: expected one of {', '.join(SPLITS)}")
-    return seed * len(SPLITS) + SPLITS.index(split)
 
 
 def _render(count: int, seed: int, height: int, width: int, workers: int, quiet: bool) -> dict:

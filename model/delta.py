@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def delta_m(multi: Metrics, single: Metrics, where: str = "single-task results")
     """Δm in percent over all tasks of ``multi``, and each task's part.
 
     Raises:
-        ConfigError: ``single`` lacks a task or its metric, or that is 0.
+        ConfigError: ``single`` lacks a task or its metric, or that is 0; a value is not finite.
     """
     parts = []
     for task, metrics in multi.items():
@@ -54,6 +55,9 @@ def delta_m(multi: Metrics, single: Metrics, where: str = "single-task results")
         if name not in single[task]:
             raise ConfigError(f"{where}: {task}.{name}: missing: found only {', '.join(single[task]) or 'nothing'}")
         reference = single[task][name]
+        for value, origin in ((reference, where), (metrics[name], "metrics")):
+            if not math.isfinite(value):
+                raise ConfigError(f"{origin}: {task}.{name}: expected a finite number, found {value}")
         if reference == 0:
             raise ConfigError(f"{where}: {task}.{name}: expected a value other than 0: the change is relative to it")
         gain = (metrics[name] - reference) / reference
@@ -64,14 +68,20 @@ def delta_m(multi: Metrics, single: Metrics, where: str = "single-task results")
     return sum(part.percent for part in parts) / len(parts), parts
 
 
-def read_results(paths: Iterable[str | os.PathLike[str]]) -> Metrics:
+def read_results(
+    paths: Iterable[str | os.PathLike[str]], *, dataset: str | None = None, split: str | None = None
+) -> Metrics:
     """Single-task metrics from files, one or several tasks each.
 
     A file is a JSON object {task: {metric: number}}, or one with such an object under ``metrics``, as
     ``m3vit eval --json`` prints it.
 
+    Args:
+        dataset, split: of the multi-task results; a file that says that it is about others is refused.
+
     Raises:
-        ConfigError: unreadable, of another form, or a task is in two files.
+        ConfigError: unreadable, of another form, of another data set or split, a value is not finite, or a task is in
+            two files.
     """
     merged: Metrics = {}
     origin: dict[str, Path] = {}
@@ -83,12 +93,23 @@ def read_results(paths: Iterable[str | os.PathLike[str]]) -> Metrics:
         except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a field twice
             raise ConfigError(f"{path}: cannot read results: {error}") from error
         if isinstance(data, dict) and isinstance(data.get("metrics"), dict):
+            for field, expected in (("dataset", dataset), ("split", split)):
+                found = data.get(field, expected)
+                if expected is not None and found != expected:
+                    raise ConfigError(f"{path}: {field}: expected {expected!r} as evaluated, found {found!r}")
             data = data["metrics"]
         for task, metrics in _tables(path, data).items():
             if task in merged:
                 raise ConfigError(f"{path}: {task}: given twice: {origin[task]} has it, too")
             merged[task], origin[task] = metrics, path
     return merged
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,6 +128,6 @@ def _tables(path: Path, data: Any) -> Metrics:
         if not isinstance(metrics, dict):
             raise ConfigError(f"{path}: {task}: expected an object of metrics, found {type(metrics).__name__}")
         for name, value in metrics.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-                raise ConfigError(f"{path}: {task}.{name}: expected a number, found {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+                raise ConfigError(f"{path}: {task}.{name}: expected a finite number, found {str(value)[:40]!r}")
     return {task: {name: float(value) for name, value in metrics.items()} for task, metrics in data.items()}

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from accel.errors import ConfigError
+
 
 def world_size() -> int:
     """Number of processes that train together, 1 when there is no process group."""
@@ -65,6 +67,34 @@ def join(device: torch.device) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     atexit.register(dist.destroy_process_group)
+
+
+def resolve_device(name: torch.device | str | None) -> torch.device:
+    """The device called ``name``, known to work; `default_device` for None.
+
+    ``cuda`` without a number is this process' GPU, as under torchrun.
+
+    Raises:
+        ConfigError: no such device, or this machine or this build of torch lacks it.
+    """
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {str(name)!r}: expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device.index is None and count:
+            device = default_device()
+        if not count or (device.index or 0) >= count:
+            found = f"cpu or cuda:0 to cuda:{count - 1}" if count else "cpu: PyTorch finds no CUDA GPU here"
+            raise ConfigError(f"device {str(name)!r}: expected {found}")
+    try:
+        torch.zeros(1, device=device).tolist()  # meta tensors, for one, exist but hold nothing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {str(name)!r}: expected cpu, cuda or cuda:N, which can compute here") from error
+    return device
 
 
 def default_device() -> torch.device:

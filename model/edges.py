@@ -27,11 +27,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from model.metrics import IGNORE
+from model.conventions import EDGE_TOLERANCE, IGNORE
 from model.metrics_tasks import sigmoid
 
-TOLERANCE = 0.0075
-"""Of the image diagonal, as for BSDS and PASCAL-Context."""
 THRESHOLDS = np.arange(1, 100) / 100
 """Probabilities at or above which a pixel is an edge."""
 _SMOOTHING = 2.0  # pixels: standard deviation at which the direction across a ridge is measured
@@ -212,7 +210,7 @@ class OdsMeter:
     """
 
     def __init__(
-        self, thresholds: NDArray[np.float64] = THRESHOLDS, tolerance: float = TOLERANCE, workers: int = 1
+        self, thresholds: NDArray[np.float64] = THRESHOLDS, tolerance: float = EDGE_TOLERANCE, workers: int = 1
     ) -> None:
         self.thresholds, self.tolerance = np.asarray(thresholds, dtype=np.float64), tolerance
         self.pairs = np.zeros(len(self.thresholds), dtype=np.int64)

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import distributed
+from model.costs import PUP_CHANNELS, PUP_CONVOLUTIONS
 from model.moe import full_precision
 
 if TYPE_CHECKING:
     from accel.config import Network, Task
 
 LAYER_NORM_EPS = 1e-6
-PUP_CHANNELS = 256
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -96,7 +96,7 @@ class PupHead(nn.Module):
         doublings = max(0, math.ceil(math.log2(network.patch)))
         self.doubled_after = range(3 - min(3, doublings - 1), 3) if doublings else range(0)
         self.norm = nn.LayerNorm(network.embed_dim, eps=LAYER_NORM_EPS)
-        for i in range(4):
+        for i in range(PUP_CONVOLUTIONS):
             inputs = PUP_CHANNELS if i else network.embed_dim
             self.add_module(f"conv_{i}", nn.Conv2d(inputs, PUP_CHANNELS, 3, padding=1))
             self.add_module(f"syncbn_fc_{i}", SyncBatchNorm(PUP_CHANNELS))
@@ -111,7 +111,7 @@ class PupHead(nn.Module):
         """Tokens [B, 1 + gh * gw, D], cls first -> [B, C, H, W]."""
         y = self.norm(tokens[:, 1:]).transpose(1, 2)
         y = y.reshape(y.shape[0], y.shape[1], *self.grid)  # [B, D, gh, gw]
-        for i in range(4):
+        for i in range(PUP_CONVOLUTIONS):
             y = F.relu(self.get_submodule(f"syncbn_fc_{i}")(self.get_submodule(f"conv_{i}")(y)))
             if i in self.doubled_after:
                 y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from accel.errors import CheckpointError, ConfigError
 from model.checkpoint import Checkpoint, save_checkpoint
+from model.datasets.cityscapes import CITYSCAPES
 from model.import_files import is_raw_directory, read_source
 from model.import_layout import (
     NORMALIZATIONS,
@@ -82,7 +83,7 @@ def import_checkpoint(
     *,
     kind: str = "auto",
     routing: str | None = None,
-    normalization: str = "imagenet",
+    normalization: str | None = None,
     allow_missing: bool = False,
     allow_unexpected: bool = False,
     seed: int = 0,
@@ -94,20 +95,23 @@ def import_checkpoint(
         network: dimensions and tasks. Heads and routing follow an M³ViT checkpoint.
         kind: ``m3vit``, ``edge-moe``, ``deit``, or ``auto`` to tell by the content.
         routing: insist on this routing.
-        normalization: of the images that the weights were trained on; a key of `NORMALIZATIONS`.
+        normalization: of the images that the weights were trained on, a key of `NORMALIZATIONS`. By default ImageNet's,
+            with a warning, but for networks of Cityscapes' image size: M³ViT trains those on images as they are, others
+            do not, and no checkpoint says which.
         allow_missing: weights not found keep their initial values.
         allow_unexpected: keys without a place are left out.
         seed: of the initial values.
 
     Raises:
         CheckpointError: unreadable, with pickled code, a shard or key missing, an unexpected key, a wrong shape, a
-            value that is not finite. ConfigError: unknown kind or normalization.
+            value that is not finite. ConfigError: unknown kind or normalization, or none given where it must be.
     """
     source = Path(path)
     if kind not in ("auto", *KINDS):
         raise ConfigError(f"import: kind = {kind!r}: expected auto, {', '.join(KINDS)}")
-    if normalization not in NORMALIZATIONS:
+    if normalization is not None and normalization not in NORMALIZATIONS:
         raise ConfigError(f"import: normalization = {normalization!r}: expected {', '.join(NORMALIZATIONS)}")
+    chosen, assumption = (normalization, []) if normalization else _assumed_normalization(network, source)
     shards = source.is_dir() and any(item.stem.isdigit() for item in source.glob("*.pth"))
     if kind == "edge-moe" or (kind == "auto" and not shards and is_raw_directory(source)):
         if not source.is_dir():
@@ -129,14 +133,24 @@ def import_checkpoint(
         proj = model.backbone.patch_embed.proj
         if "backbone.patch_embed.proj.weight" in mapped.values:
             assert proj.bias is not None
-            weight, bias = fold_normalization(proj.weight, proj.bias, normalization)
+            weight, bias = fold_normalization(proj.weight, proj.bias, chosen)
             proj.weight.copy_(weight)
             proj.bias.copy_(bias)
     report = ImportReport(
-        str(source), files, kind, normalization, network.name, network.routing, network.head, dict(mapped.origins),
-        initialized, missing, mapped.dropped, mapped.unexpected, mapped.warnings, facts,
+        str(source), files, kind, chosen, network.name, network.routing, network.head, dict(mapped.origins),
+        initialized, missing, mapped.dropped, mapped.unexpected, [*assumption, *mapped.warnings], facts,
     )  # fmt: skip
     return model.eval(), report
+
+
+def _assumed_normalization(network: Network, source: Path) -> tuple[str, list[str]]:
+    """What to take where nothing was said, and the warning that says so."""
+    if (network.image_height, network.image_width) == (CITYSCAPES.height, CITYSCAPES.width):
+        raise ConfigError(f"{source}: normalization: expected {', '.join(NORMALIZATIONS)}, found none: a network of "
+                          "Cityscapes' image size; unit is what M³ViT trains it on")  # fmt: skip
+    return "imagenet", [
+        "normalization: none given: assumed that the weights were trained on images with ImageNet's mean and deviation"
+    ]
 
 
 def save_imported(path: str | os.PathLike[str], model: MultiTaskViT, report: ImportReport) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from accel.errors import ConfigError
 from model import distributed
+from model.conventions import IGNORE
 from model.moe import full_precision
 
 if TYPE_CHECKING:
     from accel.config import Task
 
-IGNORE = 255
 EDGE_POSITIVE_WEIGHT = 3.0
 """``binary``: of positives, the rendered scenes' recipe."""
 BALANCED_POSITIVE_WEIGHT = 0.95
@@ -58,7 +58,7 @@ def loss_sum(name: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
             positives weighted by 3; ``balanced``: with positives weighted by 0.95 and the others by
             0.05; ``class_balanced``: with positives weighted by the fraction of negatives in the
             global batch and the others by the rest (HED, arXiv:1504.06375, eq. 2).
-        target: as described in `model.data.Dataset`.
+        target: as `model.conventions` says, with a batch in front.
     """
     output = full_precision(output)
     if name == "labels":
@@ -66,13 +66,14 @@ def loss_sum(name: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
         return total, (target != IGNORE).sum().float()
     if name == "normals":
         wanted = target.float().permute(0, 3, 1, 2)  # [B, 3, H, W]
-        valid = (wanted.abs().sum(1, keepdim=True) > 0) & (wanted != IGNORE).all(1, keepdim=True)
+        length = wanted.abs().sum(1, keepdim=True)
+        valid = (length > 0) & torch.isfinite(length)
         error = (F.normalize(output, dim=1) - torch.where(valid, wanted, 0.0)).abs() * valid
         return error.sum(), 3 * valid.sum().float()
     value = output[:, 0]
     if name in ("depth", "log_depth"):
         metres = target.float()
-        valid = (metres > 0) & (metres != IGNORE) & torch.isfinite(metres)
+        valid = (metres > 0) & torch.isfinite(metres)
         metres = torch.where(valid, metres, torch.ones_like(metres))
         wanted = metres.log() if name == "log_depth" else metres
         return ((value - wanted).abs() * valid).sum(), valid.sum().float()

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel.errors import ConfigError
+from model.conventions import IGNORE
 
 if TYPE_CHECKING:
     from accel.config import Network, Task
     from model.data import Dataset
 
-IGNORE = 255
 HIGHER_IS_BETTER = {
     "miou": True,
     "rmse": False,
@@ -107,7 +107,7 @@ class DepthMeter:
     def add(self, metres: NDArray, target: NDArray) -> None:
         """Add depths in metres of equal shape."""
         truth = target.astype(np.float64)
-        valid = (truth > 0) & (truth != IGNORE) & np.isfinite(truth)
+        valid = (truth > 0) & np.isfinite(truth)
         error, truth = (metres - truth)[valid], truth[valid]
         self.square += float((error * error).sum())
         self.relative += float((np.abs(error) / truth).sum())
@@ -132,7 +132,7 @@ class NormalsMeter:
         """Add vectors [..., 3]; neither side needs to have unit length. A zero vector counts 90."""
         a, b = vectors.astype(np.float64), target.astype(np.float64)
         length = np.linalg.norm(b, axis=-1)
-        valid = (length > 0) & (b != IGNORE).all(-1)
+        valid = (length > 0) & np.isfinite(length)
         dot = (a * b).sum(-1)
         cosine = dot / np.maximum(np.linalg.norm(a, axis=-1) * length, 1e-12)
         self.angle += float(np.degrees(np.arccos(np.clip(cosine[valid], -1, 1))).sum())
@@ -190,7 +190,7 @@ def _trivial_task(task: Task, train: NDArray, val: NDArray) -> dict[str, float]:
         return labels.result()
     if task.kind in ("depth", "log_depth"):
         mean, median = DepthMeter(log=False), DepthMeter(log=False)
-        known = np.ma.masked_array(train, mask=(train <= 0) | (train == IGNORE))
+        known = np.ma.masked_array(train, mask=(train <= 0) | ~np.isfinite(train))
         if known.mask.any():
             centre = np.ma.mean(known, 0).filled(0), np.ma.median(known, 0).filled(0)
         else:  # much faster

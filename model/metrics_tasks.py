@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from model.metrics import IGNORE, DepthMeter, Meter, SegmentationMeter, make_meter
+from model.conventions import EDGE_TOLERANCE, IGNORE
+from model.metrics import DepthMeter, Meter, SegmentationMeter, make_meter
 
 if TYPE_CHECKING:
     from accel.config import Network, Task
@@ -103,7 +104,7 @@ class MetricDepthMeter(DepthMeter):
     def add(self, metres: NDArray, target: NDArray) -> None:
         super().add(metres, target)
         truth = target.astype(np.float64)
-        valid = (truth > 0) & (truth != IGNORE) & np.isfinite(truth)
+        valid = (truth > 0) & np.isfinite(truth)
         guess = np.maximum(metres[valid].astype(np.float64), SMALLEST_DEPTH)
         self.log_square += float(((np.log(guess) - np.log(truth[valid])) ** 2).sum())
 
@@ -137,7 +138,7 @@ class AngleMeter:
         """Add vectors [..., 3]; neither side needs to have unit length. A zero vector counts 90."""
         truth = target.astype(np.float64)
         length = np.linalg.norm(truth, axis=-1)
-        valid = (length > 0) & (truth != IGNORE).all(-1)
+        valid = (length > 0) & np.isfinite(length)
         a, b = vectors[valid].astype(np.float64), truth[valid]
         cosine = (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * length[valid], 1e-12)
         angles = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
@@ -179,8 +180,14 @@ class AngleMeter:
         }
 
 
-def benchmark_meter(task: Task, workers: int = 1) -> Meter:
-    """The meter that papers use for a task of a real data set, by its name and kind; ``workers`` match edges."""
+def benchmark_meter(task: Task, workers: int = 1, edge_tolerance: float = EDGE_TOLERANCE) -> Meter:
+    """The meter that papers use for a task of a real data set, by its name and kind.
+
+    Args:
+        workers: processes that match edges.
+        edge_tolerance: how far apart matched edge pixels may be, as a fraction of the image diagonal; it belongs to the
+            data set (`model.datasets.common.DatasetSpec`).
+    """
     if task.name == "human_parts":
         return HumanPartsMeter(task.channels)
     if task.name == "sal":
@@ -188,7 +195,7 @@ def benchmark_meter(task: Task, workers: int = 1) -> Meter:
     if task.name == "edge":
         from model.edges import OdsMeter
 
-        return OdsMeter(workers=workers)
+        return OdsMeter(tolerance=edge_tolerance, workers=workers)
     if task.kind in ("depth", "log_depth"):
         return MetricDepthMeter(log=task.kind == "log_depth")
     if task.kind == "normals":
@@ -196,6 +203,8 @@ def benchmark_meter(task: Task, workers: int = 1) -> Meter:
     return make_meter(task)
 
 
-def benchmark_meters(network: Network, tasks: Iterable[str], workers: int = 1) -> dict[str, Meter]:
-    """Task → the meter that papers use for it."""
-    return {name: benchmark_meter(network.task(name), workers) for name in tasks}
+def benchmark_meters(
+    network: Network, tasks: Iterable[str], workers: int = 1, edge_tolerance: float = EDGE_TOLERANCE
+) -> dict[str, Meter]:
+    """Task → the meter that papers use for it, see `benchmark_meter`."""
+    return {name: benchmark_meter(network.task(name), workers, edge_tolerance) for name in tasks}

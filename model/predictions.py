@@ -1,4 +1,7 @@
-"""Predictions as files, one per task and image, in the formats that evaluation tools read.
+"""Predictions as files, one per task and image, all at the network's image size.
+
+They are what the metrics were taken of, not resized to the photo. Class numbers, maps and normals are 8-bit PNG as the
+field's tools have them; depth is a NumPy file, where those of M³ViT read a .mat file with the variable ``depth``.
 
 | kind | file | content |
 |---|---|---|

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from accel.errors import ConfigError, DataError
+from model.conventions import Sample
 from model.data import BatchOrder
-from model.transforms import Augmentation, Geometry, Sample, prepare
+from model.transforms import Augmentation, Geometry, prepare
 
 _AUGMENT = 2  # third member of the seeds (seed, kind, step ...): 0 is the order, 1 the mirroring of model.data
 MAX_WORKERS = 8

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from accel.errors import ConfigError
+
 F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+SPLITS = ("train", "val")
 CLASSES = ("floor", "ceiling", "wall", "box", "sphere", "cylinder", "picture", "rug")
 FLOOR, CEILING, WALL, BOX, SPHERE, CYLINDER, PICTURE, RUG = range(len(CLASSES))
 PALETTE = np.array(
@@ -43,6 +46,13 @@ EDGE_COSINE = 0.6  # neighbouring normals that differ by more than 53 degrees fo
 # surface between neighbours is an edge. 0..5 are the six sides of the room.
 _PICTURE_SURFACE, _RUG_SURFACE, _FIRST_OBJECT = 6, 7, 8
 _SURFACES = _FIRST_OBJECT + MAX_OBJECTS
+
+
+def split_seed(seed: int, split: str) -> int:
+    """Renderer seed of a split; no two (seed, split) share one."""
+    if split not in SPLITS:
+        raise ConfigError(f"data set: split = {split!r}: expected one of {', '.join(SPLITS)}")
+    return seed * len(SPLITS) + SPLITS.index(split)
 
 
 @dataclass(frozen=True)

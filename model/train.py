@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "poly")
+PRECISIONS = ("auto", "float32")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class TrainOptions:
         mirror: flip images left to right at random.
         loss_weights: task -> weight.
         loss_names: task -> loss (`model.losses.LOSSES`), where it is not the one of its kind.
+        precision: ``auto`` is float32 on the CPU and mixed precision on a GPU (bfloat16, or float16 with loss scaling
+            where the GPU has no bfloat16); ``float32`` is float32 everywhere.
         seed: of batches, mirroring and gate noise.
         checkpoint_every, log_every: steps.
         quiet: no progress bar.
@@ -97,22 +100,24 @@ class TrainOptions:
     power: float = 0.9
     epoch_steps: int = 1
     loss_names: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 expected = " or ".join(known)
                 raise ConfigError(f"training: {name} = {getattr(self, name)!r}: expected {expected}")
         for name in ("steps", "batch_size", "checkpoint_every", "log_every", "epoch_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training: {name} = {getattr(self, name)}: expected at least 1")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ConfigError(f"training: lr = {self.lr}: expected more than 0")
-        for name in (
-            "warmup", "weight_decay", "balance_weight", "gate_noise", "final_lr", "seed", "clip", "momentum", "power",
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:
+        for name in ("warmup", "weight_decay", "balance_weight", "gate_noise", "final_lr", "seed", "clip", "power"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"training: {name} = {getattr(self, name)}: expected at least 0")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"training: {name} = {getattr(self, name)}: expected at least 0 and less than 1")
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of ``step`` (from 0): warm-up times the schedule, a cosine from 1 to ``final_lr`` or poly."""
@@ -178,7 +183,7 @@ def fit(
         ConfigError: a checkpoint in ``run_dir`` was made with other options, data or network.
         M3vitError: the loss is not finite.
     """
-    place = torch.device(device) if device is not None else distributed.default_device()
+    place = distributed.resolve_device(device)
     distributed.join(place)
     run = _Run(model, train_set, options, Path(run_dir), stage, place, extra or {})
     return run.train(resume, on_step)
@@ -218,7 +223,7 @@ class _Run:
         self.optimizer = _make_optimizer(model, options)
         # bfloat16 needs no loss scaling; older GPUs have float16 only, which does.
         self.half = torch.float32
-        if device.type == "cuda":
+        if device.type == "cuda" and options.precision == "auto":
             self.half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
 

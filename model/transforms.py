@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from accel.errors import ConfigError
+from model.conventions import IGNORE, Sample
 
-IGNORE = 255
-Sample = dict[str, NDArray]
 Resample = Callable[[Image.Image, Image.Resampling], Image.Image]
 
 

@@ -212,23 +212,34 @@ class MultiTaskViT(nn.Module):
         Raises:
             DataError: images of the wrong shape. ConfigError: unknown task.
         """
-        network = self.network
-        expected = (network.image_height, network.image_width, 3)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            found = tuple(images.shape)
-            raise DataError(f"images: expected shape (batch, {str(expected)[1:-1]}), found {found}")
-        names = network.task_names if tasks is None else tuple(tasks)
-        if not names:
-            raise ConfigError(f"network {network.name!r}: tasks = []: expected at least one task")
-        for name in names:
-            network.task_index(name)  # unknown names raise
-        override = gate_override or {}
-        gate_ids = [network.task_index(override.get(name, name)) for name in names]
-
+        names, gate_ids = select_tasks(self.network, images, tasks, gate_override)
         x = (images.to(self.backbone.pos_embed.dtype) - 128) / 128
         tokens, loss, routing = self.backbone(x, gate_ids, noise)
         outputs = {name: self.decoders[name](tokens[i]) for i, name in enumerate(names)}
         return ForwardResult(outputs, loss, names, routing)
+
+
+def select_tasks(
+    network: Network,
+    images: Tensor,
+    tasks: Sequence[str] | None,
+    gate_override: Mapping[str, str] | None = None,
+) -> tuple[tuple[str, ...], list[int]]:
+    """Names of the tasks to run, and the number of the task whose gates each of them uses.
+
+    Arguments and errors are those of `MultiTaskViT.forward`.
+    """
+    expected = (network.image_height, network.image_width, 3)
+    if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        found = tuple(images.shape)
+        raise DataError(f"images: expected shape (batch, {str(expected)[1:-1]}), found {found}")
+    names = network.task_names if tasks is None else tuple(tasks)
+    if not names:
+        raise ConfigError(f"network {network.name!r}: tasks = []: expected at least one task")
+    for name in names:
+        network.task_index(name)  # unknown names raise
+    override = gate_override or {}
+    return names, [network.task_index(override.get(name, name)) for name in names]
 
 
 def sincos_positions(grid_h: int, grid_w: int, dim: int) -> Tensor:

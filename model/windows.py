@@ -43,10 +43,10 @@ def expert_windows(tasks: int, experts: int, per_task: int) -> Tensor:
 def restrict(model: nn.Module, windows: Tensor | Mapping[int, Tensor] | None) -> None:
     """Keep tasks to the experts that ``windows`` [tasks, E] allows, in training and in evaluation; None lifts it.
 
-    The others get no token, no score and no gradient, and the scores are a softmax over the allowed experts: float gates
-    set their logits to −∞ before the softmax, quantized ones give them a bias that does the same. Not part of the state
-    dict. The balance loss still counts all experts, the forbidden ones as empty: a constant more, and the same optimum
-    among the allowed.
+    The others get no token, no score and no gradient, and the scores are a softmax over the allowed experts: float
+    gates set their logits to −∞ before the softmax, quantized ones give them a bias that does the same. Not part of
+    the state dict. The balance loss still counts all experts, the forbidden ones as empty: a constant more, and the
+    same optimum among the allowed.
 
     Args:
         model: float or quantized network.

@@ -74,7 +74,7 @@ def finetune(
         CheckpointError: ``source`` is not a float checkpoint.
     """
     model = source if isinstance(source, MultiTaskViT) else load_float(source)
-    place = torch.device(device) if device is not None else distributed.default_device()
+    place = distributed.resolve_device(device)
     path = checkpoint_path(run_dir, STAGE)
     extra = {
         **formats_metadata(formats or Formats()),

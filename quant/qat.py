@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from accel.config import Formats, Network
-from accel.errors import ConfigError, DataError
+from accel.errors import ConfigError
 from model.heads import PupHead, patchify
 from model.moe import GateNoise, RoutingStats
-from model.vit import ForwardResult, MultiTaskViT, TaskEmbedding
+from model.vit import ForwardResult, MultiTaskViT, TaskEmbedding, select_tasks
 from quant.convert import load_float
 from quant.layers import Block, LightHead, MoE, Record
 from quant.quantizers import WIDE_BITS, FixedPoint, Observer, Requantize, StackedLinear
@@ -83,7 +83,7 @@ class QuantMultiTaskViT(nn.Module):
 
         ``noise`` is accepted and ignored: quantized gates have none.
         """
-        names, gate_ids = self._select(images, tasks, gate_override)
+        names, gate_ids = select_tasks(self.network, images, tasks, gate_override)
         outputs = {}
         with torch.autocast(images.device.type, enabled=False):
             tokens, loss, routing = self._encode(images, gate_ids, _ignore)
@@ -91,23 +91,6 @@ class QuantMultiTaskViT(nn.Module):
                 light = self._light_head(name, part, _ignore)
                 outputs[name] = self.heads[name](part) if light is None else light
         return ForwardResult(outputs, loss, names, routing)
-
-    def _select(
-        self,
-        images: Tensor,
-        tasks: Sequence[str] | None,
-        gate_override: Mapping[str, str] | None = None,
-    ) -> tuple[tuple[str, ...], list[int]]:
-        net = self.network
-        expected = (net.image_height, net.image_width, 3)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            found = tuple(images.shape)
-            raise DataError(f"images: expected shape (batch, {str(expected)[1:-1]}), found {found}")
-        names = net.task_names if tasks is None else tuple(tasks)
-        if not names:
-            raise ConfigError(f"network {net.name!r}: tasks = []: expected at least one task")
-        override = gate_override or {}
-        return names, [net.task_index(override.get(name, name)) for name in names]
 
     def _embed(self, images: Tensor, record: Record) -> Tensor:
         """Images [B, H, W, 3] -> tokens [B, N, D] at the residual's format."""
@@ -212,7 +195,7 @@ class QuantMultiTaskViT(nn.Module):
         try:
             with self.float_mode():
                 for part in images.split(batch):
-                    self._walk(part, *self._select(part, None), _ignore)
+                    self._walk(part, *select_tasks(self.network, part, None), _ignore)
             for name, point in self.formats_in_use():
                 assert point.observer is not None
                 try:
@@ -242,7 +225,7 @@ class QuantMultiTaskViT(nn.Module):
         """
         if self.position.dtype != torch.float64:
             raise ConfigError(f"trace: expected integer mode, found weights of {self.position.dtype}")
-        names, gate_ids = self._select(images, tasks)
+        names, gate_ids = select_tasks(self.network, images, tasks)
         recorder = _Recorder(names, len(images))
         self._walk(images, names, gate_ids, recorder)
         return recorder.finish()

@@ -13,7 +13,7 @@ from cli.console import emit_json, json_option, note, quiet_option, table
 @click.command()
 @click.argument("config", metavar="CONFIG")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--task", "tasks", multiple=True, help="Measure this task; repeat for several.  [default: all]")
+@click.option("--task", "tasks", multiple=True, help="Measure this task; repeat for several.  [default: all shared]")
 @click.option("--split", default="val", show_default=True, type=click.Choice(("train", "val")), help="Which images.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.  [default: environment]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Keep rendered scenes here.  [default: nowhere]")
@@ -38,6 +38,9 @@ def command(
 ) -> None:
     """Measure a checkpoint (float or quantized) on the data set of CONFIG, a recipe's name or .toml file.
 
+    The network is the checkpoint's, which may be imported or pruned: of CONFIG come data set, image size and tasks. The
+    tasks that both have are measured.
+
     Δm, the mean relative gain over single-task models, needs their results: files that `m3vit eval --json` printed for
     them. --dump writes DIR/TASK/IMAGE: labels, edges, saliency (0 to 255) and normals as .png, depth in metres as .npy.
 
@@ -48,23 +51,28 @@ def command(
           --single-task-results depth.json --json
       m3vit eval mine.toml run/float.safetensors --task normals --dump predictions
     """
-    import torch
-
-    from cli.recipes import image_names, load_trained, measure, open_split, recipe_network
+    from cli.recipes import (
+        check_image_size,
+        image_names,
+        load_trained,
+        measure,
+        open_split,
+        recipe_network,
+        shared_tasks,
+    )
     from model import distributed
     from model.delta import delta_m, read_results
     from model.predictions import PredictionWriter
     from model.recipes.loader import load_recipe
 
     recipe = load_recipe(config)
-    net = recipe_network(recipe)
-    names = tuple(dict.fromkeys(tasks)) or net.task_names
-    for name in names:
-        net.task_index(name)
-    results = read_results(single) if single else None
-    trained = load_trained(checkpoint, net, recipe.where)
+    place = distributed.resolve_device(device)
+    results = read_results(single, dataset=recipe.dataset, split=split) if single else None
+    trained = load_trained(checkpoint)
+    net = trained.network
+    check_image_size(checkpoint, net, recipe, recipe_network(recipe))
+    names = shared_tasks(checkpoint, net, recipe, tuple(dict.fromkeys(tasks)))
     dataset = open_split(recipe, net, split, tasks=names, data_root=data_root, cache=data_dir, quiet=quiet)
-    place = torch.device(device) if device is not None else distributed.default_device()
     writer = PredictionWriter(dump, net, image_names(dataset)) if dump is not None else None
     note(f"measuring {', '.join(names)} on {len(dataset)} images", quiet)
     metrics = measure(recipe, trained.model.to(place), dataset, names, writer.write if writer else None)

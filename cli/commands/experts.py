@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from accel.config import Network
-from accel.errors import CheckpointError
+from accel.errors import CheckpointError, ConfigError
 from cli.console import emit_json, json_option, note, progress, quiet_option, table
 
 if TYPE_CHECKING:
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 
 SCENES = 64
 _BATCH = 16
+_SPLITS = {"usage": "val", "prune": "train"}
+"""Pruning is part of training: it must not look at what is measured on."""
 _DATA_OPTIONS = (
     click.option("--scenes", default=SCENES, show_default=True, type=click.IntRange(min=1),
-                 help="Use this many rendered, held-out scenes."),
+                 help="Use this many rendered scenes."),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the rendered scenes."),
     click.option("--images", type=click.Path(path_type=Path), help="Use the PNG and JPEG images of this folder."),
     click.option("--recipe", metavar="CONFIG", help="Use the data set of a recipe (a name or a .toml file)."),
-    click.option("--split", default="val", show_default=True, type=click.Choice(("train", "val")),
-                 help="With --recipe: which images."),
+    click.option("--split", type=click.Choice(("train", "val")),
+                 help="With --recipe: which images.  [default: train to prune, else val]"),
     click.option("--data-root", type=click.Path(path_type=Path),
                  help="With --recipe: folder of the data set.  [default: from the environment]"),
     click.option("--limit", type=click.IntRange(min=1), help="With --images or --recipe: only the first images."),
@@ -62,6 +64,7 @@ class DataChoice:
             reason = f"does not go with --{kind}" if kind != "scenes" else "needs --images or --recipe"
             raise click.UsageError(f"{option} {reason if wrong[0] != 'split' else 'needs --recipe'}", ctx)
         self.kind = kind
+        self.split: str = self.options["split"] or _SPLITS[str(ctx.command.name)]
 
     def frames(self, net: Network, quiet: bool) -> tuple[int, Iterator[NDArray[np.uint8]]]:
         """Number of images, and the images uint8 [H, W, 3]; needs torch for a recipe's data set only."""
@@ -72,11 +75,11 @@ class DataChoice:
             found = load_directory(self.options["images"], net, limit or 1 << 31)
             return len(found), (pixels for _, pixels in found)
         if self.kind == "scenes":
-            from cli.verification import held_out_scenes
+            from model.scenes import render_scene, split_seed
 
-            count = self.options["scenes"]
-            rendered = held_out_scenes(count, self.options["seed"], net.image_height, net.image_width)
-            return count, (frame.image for frame in rendered)
+            count, seed = self.options["scenes"], split_seed(self.options["seed"], self.split)
+            size = net.image_height, net.image_width
+            return count, (render_scene(seed, index, *size).image for index in range(count))
         dataset = self._of_recipe(net, quiet)
         return len(dataset), itertools.chain.from_iterable(images for images, _ in dataset.chunks(_BATCH, ()))
 
@@ -90,13 +93,32 @@ class DataChoice:
 
         return Dataset(np.stack(list(self.frames(net, quiet)[1])), {})
 
+    def require_right_data(self, net: Network, trained_on: str | None) -> None:
+        """Refuse to fall back on rendered scenes for a network that was made for other images."""
+        from accel.config import network
+
+        if self.kind != "scenes":
+            return
+        foreign = [task.name for task in net.tasks if task not in network("m3vit-demo").tasks]
+        if trained_on not in (None, "scenes"):
+            why = f"it was trained on {trained_on}"
+        elif foreign:
+            why = f"its task {foreign[0]!r} is not theirs"
+        else:
+            return
+        raise ConfigError(f"network {net.name!r}: expected images of its own data set (--recipe or --images), "
+                          f"found rendered scenes: {why}")  # fmt: skip
+
     def _of_recipe(self, net: Network, quiet: bool) -> Dataset | FolderDataset:
         from cli.recipes import open_split
         from model.recipes.loader import load_recipe
 
         recipe = load_recipe(self.options["recipe"])
-        dataset = open_split(recipe, net, self.options["split"], tasks=recipe.tasks,
-                             data_root=self.options["data_root"], quiet=quiet)  # fmt: skip
+        if recipe.dataset != "scenes":
+            from model.datasets import check_network, dataset_spec
+
+            check_network(dataset_spec(recipe.dataset), net)  # the right data, though no target is read
+        dataset = open_split(recipe, net, self.split, tasks=(), data_root=self.options["data_root"], quiet=quiet)
         return dataset.subset(self.options["limit"]) if self.options["limit"] else dataset
 
 
@@ -106,7 +128,7 @@ def command() -> None:
 
     \b
     Examples:
-      m3vit experts usage build/bundle --out usage.json
+      m3vit experts usage build/bundle --out usage.json --json
       m3vit experts prune build/run/float.safetensors pruned.safetensors --keep 4
     """
 
@@ -185,14 +207,15 @@ def prune(
 ) -> None:
     """Write a smaller network: of every block the experts that its gates are most active for, re-indexed.
 
-    Activity is the mean gate probability on the images. Tasks share the experts of a block, so the union over tasks
+    Activity is the mean gate probability on the images, by default training images. Rendered scenes serve networks that
+    were trained on them; others need --recipe or --images. Tasks share the experts of a block, so the union over tasks
     stays; all blocks keep equally many. OUT keeps the index map under extra.pruned. CHECKPOINT must be a float one:
     quantize afterwards, if possible after some more training.
 
     \b
     Examples:
       m3vit experts prune run/float.safetensors pruned.safetensors --keep 4
-      m3vit experts prune run/float.safetensors pruned.safetensors --keep 4 --recipe mine.toml --split train --json
+      m3vit experts prune run/float.safetensors pruned.safetensors --keep 4 --recipe mine.toml --json
     """
     from model.checkpoint import load_checkpoint, save_checkpoint
     from model.experts import gate_activity, plan_pruning, prune_checkpoint
@@ -205,6 +228,7 @@ def prune(
     if out.exists() and out.samefile(checkpoint):
         raise CheckpointError(f"{out}: expected another file than the checkpoint that is pruned")
     model, net = _load(checkpoint)
+    data.require_right_data(net, loaded.options.get("dataset"))
     dataset = data.dataset(net, quiet)
     note(f"gate activity on {len(dataset)} images", quiet)
     plan = plan_pruning(gate_activity(model, dataset, _BATCH), keep)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import hashlib
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from accel.config import HARDWARE, NETWORKS, ROUTINGS, Formats, Hardware
-from accel.errors import ExportError, M3vitError
+from accel.config import HARDWARE, NETWORKS, ROUTINGS, Formats
 from cli.arguments import parse_hardware, parse_network, with_routing
-from cli.console import DISTRIBUTION, emit_json, json_option, note, progress, quiet_option, tool_version
+from cli.console import emit_json, json_option, note, quiet_option
+from cli.exporting import read_checkpoint, save_integer_onnx_files, write
 
 if TYPE_CHECKING:
     from accel.bundle import Bundle
@@ -89,10 +86,10 @@ def command(
     elif old_bundle is not None:
         encoder, source = _repacked(old_bundle)
     else:
-        encoder, source = _trained(paths[0])
-    bundle = _write(target, encoder, hardware, source, quiet)
+        encoder, source = read_checkpoint(paths[0])
+    bundle = write(target, encoder, hardware, source, quiet)
     folder = onnx_dir or Path(f"{target}.onnx")
-    files = _save_onnx(encoder, folder, quiet) if onnx else []
+    files = save_integer_onnx_files(encoder, folder, quiet) if onnx else []
     agreements: dict[str, Any] = {}
     if qcdq:
         path, agreements = _save_qcdq(paths[0], folder)
@@ -138,61 +135,6 @@ def _repacked(path: Path) -> tuple[Encoder, dict[str, Any]]:
     old = open_bundle(path)
     origin = {"config": old.config.name, "config_hash": old.manifest["config_hash"]}
     return old.encoder, {"source": "bundle", "bundle": origin, "origin": dict(old.manifest["provenance"])}
-
-
-def _trained(path: Path) -> tuple[Encoder, dict[str, Any]]:
-    from model.checkpoint import load_checkpoint
-    from quant.checkpoint import load_qat
-    from quant.export import export_encoder
-
-    model = load_qat(path)
-    facts = load_checkpoint(path)
-    try:
-        encoder = export_encoder(model)
-    except ExportError as error:
-        raise ExportError(f"{path}: {error}") from error
-    checkpoint = {
-        "file": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "step": facts.step,
-        "seed": facts.options.get("seed"),
-        "metrics": facts.metrics,
-    }
-    return encoder, {"source": "checkpoint", "checkpoint": checkpoint}
-
-
-def _provenance(source: dict[str, Any]) -> dict[str, Any]:
-    """Where the parameters come from. SOURCE_DATE_EPOCH, where set, makes two exports byte for byte alike."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", str(int(time.time())))
-    if not epoch.isdecimal():
-        raise M3vitError(f"environment: SOURCE_DATE_EPOCH: expected seconds since 1970, found {epoch!r}")
-    created = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc).isoformat()
-    return {"tool": f"{DISTRIBUTION} {tool_version()}", "created": created, **source}
-
-
-def _write(target: Path, encoder: Encoder, hardware: Hardware, source: dict[str, Any], quiet: bool) -> Bundle:
-    from accel.bundle import write_bundle
-
-    with progress(0, "packing", "blob", quiet) as bar:
-
-        def step(name: str, index: int, total: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(name, refresh=False)
-            bar.update(index + 1 - bar.n)
-
-        return write_bundle(target, encoder, hardware, _provenance(source), step)
-
-
-def _save_onnx(encoder: Encoder, folder: Path, quiet: bool) -> list[Path]:
-    from quant.onnx_integer import build_integer_onnx, save_integer_onnx
-
-    files = []
-    with progress(len(encoder.network.tasks), "integer ONNX", "task", quiet) as bar:
-        for task in encoder.network.task_names:
-            files.append(folder / f"{task}.onnx")
-            save_integer_onnx(build_integer_onnx(encoder, task), files[-1])
-            bar.update()
-    return files
 
 
 def _save_qcdq(checkpoint: Path, folder: Path) -> tuple[Path, dict[str, Any]]:

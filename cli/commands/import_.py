@@ -17,16 +17,17 @@ from cli.console import emit_json, json_option, note, quiet_option, table
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--network", "network_name", required=True, metavar="NAME|FILE.json",
-              help=f"Dimensions and tasks: a preset ({', '.join(NETWORKS)}) or a file.")  # fmt: skip
+@click.option("--network", "network_name", required=True, metavar="NAME|FILE",
+              help=f"Dimensions and tasks: a preset ({', '.join(NETWORKS)}), a recipe (name or .toml) "
+                   "or a .json file.")  # fmt: skip
 @click.option("--tasks", metavar="A,B", help="Only these tasks of the network.")
 @click.option("--routing", type=click.Choice(ROUTINGS), help="Insist on this routing.  [default: as in the checkpoint]")
 @click.option("--kind", default="auto", show_default=True, type=click.Choice(("auto", "m3vit", "edge-moe", "deit")),
               help="Layout of the source.")  # fmt: skip
-@click.option("--normalization", default="imagenet", show_default=True,
-              type=click.Choice(("imagenet", "unit", "half", "none")),
+@click.option("--normalization", type=click.Choice(("imagenet", "unit", "half", "none")),
               help="Of the images the weights were trained on: ImageNet mean and std, RGB 0…1 as it is, mean and std "
-                   "0.5, or none: already this project's (u8 − 128) / 128.")  # fmt: skip
+                   "0.5, or none: already this project's (u8 − 128) / 128. Must be given for Cityscapes networks."
+                   "  [default: imagenet, with a warning]")  # fmt: skip
 @click.option("--allow-missing", is_flag=True, help="Weights not found keep their initial values.")
 @click.option("--allow-unexpected", is_flag=True, help="Leave out keys that the network has no place for.")
 @click.option("--seed", default=0, show_default=True, help="Of the initial values of what the source does not hold.")
@@ -39,7 +40,7 @@ def command(
     tasks: str | None,
     routing: str | None,
     kind: str,
-    normalization: str,
+    normalization: str | None,
     allow_missing: bool,
     allow_unexpected: bool,
     seed: int,
@@ -50,14 +51,14 @@ def command(
 
     SOURCE is a checkpoint of the M³ViT training code (a file, or a directory with the shards 0.pth, 1.pth, …), a
     directory of raw float32 files as Edge-MoE uses them, or a DeiT or timm ViT. Every key is accounted for; nothing is
-    downloaded, and nothing in SOURCE is executed.
+    downloaded, and nothing in SOURCE is executed. `m3vit eval` measures OUT, `m3vit train CONFIG --init OUT` trains it.
 
     \b
     Examples:
       m3vit import best_model.pth.tar pascal.safetensors --network m3vit-small-pascal
-      m3vit import nyud/checkpoint.pth.tar nyud.safetensors --network m3vit-small-nyud --tasks semseg,depth
-      m3vit import weights/ tiny.safetensors --network m3vit-tiny-cityscapes --kind edge-moe
-      m3vit import deit_small_patch16_224.pth start.safetensors --network m3vit-small-pascal
+      m3vit import nyud/checkpoint.pth.tar nyud.safetensors --network small-nyud2-multi_gate
+      m3vit import weights/ tiny.safetensors --network m3vit-tiny-cityscapes --normalization unit
+      m3vit import deit_small_patch16_224.pth start.safetensors --network small-pascal-multi_gate
     """
     from model.importing import import_checkpoint, save_imported
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel.compiler import ARENA_ALIGNMENT
 from accel.config import Formats, Hardware
 from accel.errors import DeviceError
 from accel.functional import FunctionalEngine
 from accel.layers import round_up
+from accel.memory_map import ARENA_ALIGNMENT
 from accel.registers import REGISTERS, UNMAPPED, mask
 from host.device import Buffer, Device, Reg, check_register
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel.errors import ConfigError
 from model.datasets.cityscapes import CITYSCAPES, Cityscapes
 from model.datasets.common import DatasetSpec, FolderSource, SourceBase
-from model.datasets.nyu_mat import FILE as NYU_FILE
+from model.datasets.location import locate
 from model.datasets.nyu_mat import NyuMat
 from model.datasets.nyud import NYUD, Nyud
 from model.datasets.pascal import PASCAL, PascalContext
@@ -40,25 +39,21 @@ def open_source(
 
     Args:
         tasks: all of the data set's by default. A task that is not asked for needs no files.
-        root: by default from the environment, see `DatasetSpec.find_root`. For ``nyud`` it may also be
-            ``nyu_depth_v2_labeled.mat`` or a directory with that file and no ``gt_sets``.
+        root: where to look, by default in the environment, see `model.datasets.location.locate`.
 
     Raises:
         ConfigError: unknown data set, split or task. DataError: something is missing or cannot be read.
     """
     spec = dataset_spec(name)
-    if name == "nyud" and root is not None and Path(root).suffix == ".mat":
-        return NyuMat(root, split, tasks)
-    place = spec.find_root(root)
-    if name == "nyud" and (place / NYU_FILE).exists() and not (place / "gt_sets").exists():
-        return NyuMat(place, split, tasks)
-    return FOLDERS[name](place, split, tasks)
+    place = locate(spec, root)
+    return NyuMat(place, split, tasks) if place.is_file() else FOLDERS[name](place, split, tasks)
 
 
 def check_network(spec: DatasetSpec, network: Network, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The tasks that network and data set share (or ``tasks``), after checking that they mean the same in both."""
+    """The tasks that network and data set share (or ``tasks``, perhaps none), after checking that they mean the same in
+    both."""
     names = tuple(tasks) if tasks is not None else tuple(n for n in network.task_names if n in spec.task_names)
-    if not names:
+    if tasks is None and not names:
         raise ConfigError(f"network {network.name!r}: tasks: expected one of {', '.join(spec.task_names)} for data set "
                           f"{spec.name!r}, found {', '.join(network.task_names)}")  # fmt: skip
     for name in names:

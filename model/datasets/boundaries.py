@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.datasets.common import IGNORE
+from model.conventions import IGNORE
 
 _OFFSETS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
 """The eight neighbours, east first, then counter-clockwise: bit k of a neighbourhood code."""

@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 
 from accel.errors import DataError, M3vitError
-from model.datasets import DATASETS, FOLDERS, NYU_FILE, NyuMat, dataset_spec
-from model.datasets.common import IGNORE, DatasetSpec, FolderSource, Listing, SourceBase
-from model.datasets.nyu_mat import MAPPING_FILES
+from model.conventions import IGNORE
+from model.datasets import DATASETS, FOLDERS, NyuMat, dataset_spec
+from model.datasets.common import DatasetSpec, FolderSource, Listing, SourceBase
+from model.datasets.location import find_in, locate
+from model.datasets.nyu_mat import MAPPING_FILES, MappingError
 
 EXAMPLES = 3  # missing files named per gap
-_MARKS = {
-    "pascal": ("JPEGImages", "ImageSets/Context", "pascal-context", "sal_distill", "normals_distill", "human_parts"),
-    "nyud": ("gt_sets", "segmentation", NYU_FILE),
-    "cityscapes": ("train/image", "val/image", "train/label_7", "val/label_7"),
-}
 
 
 @dataclass
@@ -84,45 +81,30 @@ def find_datasets(folder: str | os.PathLike[str], name: str | None = None) -> li
     Raises:
         DataError: none is.
     """
-    place = Path(folder)
-    if name == "nyud" or name is None:
-        if place.suffix == ".mat" and place.is_file():
-            return [(DATASETS["nyud"], place)]
-    if not place.is_dir():
-        found_here = "a file" if place.exists() else "none"
-        raise DataError(f"{place}: expected a directory with a data set, found {found_here}")
+    place = Path(folder).expanduser()
     if name is not None:
         spec = dataset_spec(name)
-        inner = place / spec.folder
-        return [(spec, inner if inner.is_dir() and not _present(place, name) else place)]
-    found = []
-    for spec in DATASETS.values():
-        inner = place / spec.folder
-        if _present(place, spec.name):
-            found.append((spec, place))
-        elif inner.is_dir() and _present(inner, spec.name):
-            found.append((spec, inner))
+        return [(spec, locate(spec, place))]
+    found = [(spec, inner) for spec in DATASETS.values() if (inner := find_in(spec, place)) is not None]
+    if not found and not place.is_dir():
+        found_here = "a file" if place.exists() else "none"
+        raise DataError(f"{place}: expected a directory with a data set, found {found_here}")
     if not found:
-        marks = "; ".join(f"{name}: {' or '.join(marks[:2])}" for name, marks in _MARKS.items())
+        marks = "; ".join(f"{name}: {' or '.join(spec.marks[:2])}" for name, spec in DATASETS.items())
         raise DataError(f"{place}: expected a data set ({marks}), found none; --dataset says which it should be")
     return found
-
-
-def _present(place: Path, name: str) -> bool:
-    return any((place / mark).exists() for mark in _MARKS[name])
 
 
 def check_dataset(
     name: str, root: str | os.PathLike[str], tasks: Sequence[str] | None = None, samples: int = 4
 ) -> DatasetReport:
     """Look for every file, read ``samples`` images per split with their targets, spread over the split."""
-    spec, place = dataset_spec(name), Path(root)
+    spec = dataset_spec(name)
+    place = locate(spec, root)
     for task in tasks or ():
         spec.task(task)
     asked = list(tasks or spec.task_names)
-    one_file = place.suffix == ".mat" or (
-        name == "nyud" and (place / NYU_FILE).exists() and not (place / "gt_sets").exists()
-    )
+    one_file = place.is_file()
     report = DatasetReport(name, str(place), "mat" if one_file else "folders", asked, tasks is not None)
     listing = Listing()
     for split in spec.splits:
@@ -150,20 +132,20 @@ def _check_folders(source: FolderSource, samples: int) -> SplitReport:
 
 
 def _check_mat(place: Path, split: str, asked: list[str], samples: int) -> SplitReport:
+    without: MappingError | None = None
     try:
         source = NyuMat(place, split, asked)
-        without: str | None = None
-    except DataError as error:
-        if "semseg" not in asked or "semseg:" not in str(error):
-            raise
-        without = str(error)
+    except MappingError as error:  # concerns semseg only
+        without = error
         source = NyuMat(place, split, [name for name in asked if name != "semseg"])
     report = SplitReport(len(source))
     for task in ("image", *asked):
         report.tasks[task] = TaskReport("complete", len(source), 0)
-    if without is not None:
+    if without is not None and without.missing:
         missing = str(source.root / MAPPING_FILES[0])
-        report.tasks["semseg"] = TaskReport("absent", 0, len(source), [missing], [without])
+        report.tasks["semseg"] = TaskReport("absent", 0, len(source), [missing], [str(without)])
+    elif without is not None:
+        report.tasks["semseg"] = TaskReport("damaged", len(source), 0, problems=[str(without)])
     _sample(source, report, list(source.tasks), samples)
     return report
 

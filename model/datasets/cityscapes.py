@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel.errors import DataError
+from model.conventions import IGNORE
 from model.datasets.common import (
-    IGNORE,
     DatasetSpec,
     FolderSource,
     Needed,
@@ -39,6 +39,7 @@ CITYSCAPES = DatasetSpec(
     tasks=(TaskSpec("semseg", SEMSEG_CLASSES, ("labels",)), TaskSpec("depth", 1, ("depth", "log_depth"))),
     height=128,
     width=256,
+    marks=("train/image", "val/image", "train/label_7", "val/label_7"),
 )
 
 _FOLDERS = {"semseg": "label_7", "depth": "depth"}

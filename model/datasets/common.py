@@ -1,7 +1,6 @@
-"""What the data sets on disk share: where they lie, what they hold, and reading one file with a clear error.
+"""What the data sets on disk share: what they hold, and reading one file with a clear error.
 
-Every reader returns targets in the convention of `model.data.Dataset`: labels uint8 with 255 = ignore, binary maps
-uint8 0 / 1 with 255 = ignore, depth float32 with 0 = unknown, normals float32 unit vectors with 0 = unknown.
+Every reader returns targets as `model.conventions` says.
 """
 
 from __future__ import annotations
@@ -19,16 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from accel.errors import ConfigError, DataError
-
-IGNORE = 255
-DATA_ROOT = "M3VIT_DATA_ROOT"
-Sample = dict[str, NDArray]
-"""``image`` uint8 [H, W, 3] and one array per task, all of the image's height and width."""
+from model.conventions import EDGE_TOLERANCE, IGNORE, Sample
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a data set offers for one task: its name, output channels, and the kinds of `accel.config.Task` that fit."""
+    """What a data set offers for one task: its name, output channels, and the kinds of `accel.config.Task` that fit,
+    the usual one first."""
 
     name: str
     channels: int
@@ -45,6 +41,9 @@ class DatasetSpec:
         variable: environment variable with its root, which goes before ``M3VIT_DATA_ROOT``.
         tasks: all tasks it has targets for.
         height, width: network input size of the published configurations.
+        marks: files and folders of which one at least is where the data set is.
+        one_file: name of its release in one file, if there is one; read where the first mark is missing.
+        edge_tolerance: how far apart matched edge pixels may be for odsF, as a fraction of the image diagonal.
         splits: names of its splits.
     """
 
@@ -54,6 +53,9 @@ class DatasetSpec:
     tasks: tuple[TaskSpec, ...]
     height: int
     width: int
+    marks: tuple[str, ...]
+    one_file: str | None = None
+    edge_tolerance: float = EDGE_TOLERANCE
     splits: tuple[str, ...] = ("train", "val")
 
     @property
@@ -65,27 +67,6 @@ class DatasetSpec:
             if task.name == name:
                 return task
         raise ConfigError(f"data set {self.name!r}: task {name!r}: expected one of {', '.join(self.task_names)}")
-
-    def find_root(self, root: str | os.PathLike[str] | None = None) -> Path:
-        """The root: the argument, else the data set's own variable, else its folder under ``M3VIT_DATA_ROOT``.
-
-        Raises:
-            DataError: none of the three is given, or it is no directory.
-        """
-        if root is not None:
-            path, origin = Path(root), "root"
-        elif os.environ.get(self.variable):
-            path, origin = Path(os.environ[self.variable]), self.variable
-        elif os.environ.get(DATA_ROOT):
-            path, origin = Path(os.environ[DATA_ROOT]) / self.folder, DATA_ROOT
-        else:
-            raise DataError(f"data set {self.name!r}: root: expected a directory, {self.variable} or {DATA_ROOT}; "
-                            "found none of them")  # fmt: skip
-        path = path.expanduser()
-        if not path.is_dir():
-            found = "a file" if path.exists() else "nothing"
-            raise DataError(f"{path}: {origin}: expected the directory of data set {self.name!r}, found {found}")
-        return path
 
 
 @dataclass(frozen=True)
@@ -246,8 +227,8 @@ def _open_image(path: Path, field: str) -> Image.Image:
             return image
     except FileNotFoundError:
         raise DataError(f"{path}: {field}: expected a file, found none") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        raise DataError(f"{path}: {field}: cannot decode: {error}") from error
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others, depending on the damage
+        raise damaged(path, field, "cannot decode", error) from error
 
 
 def read_rgb(path: Path, field: str = "image") -> NDArray[np.uint8]:
@@ -269,8 +250,8 @@ def read_npy(path: Path, field: str) -> NDArray:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: {field}: expected a file, found none") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: {field}: cannot read as NumPy array: {error}") from error
+    except Exception as error:  # a damaged header also raises TokenError, SyntaxError, OverflowError, MemoryError
+        raise damaged(path, field, "cannot read as NumPy array", error) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "bfiu":
         found = getattr(values, "dtype", "an archive")
         raise DataError(f"{path}: {field}: expected an array of numbers, found {found}")
@@ -319,13 +300,15 @@ def as_depth(path: Path | str, field: str, values: NDArray) -> NDArray[np.float3
 
 
 def as_normals(path: Path | str, field: str, values: NDArray) -> NDArray[np.float32]:
-    """Unit vectors float32 [H, W, 3]; where the length is 0 (or not a number) the normal is unknown: 0."""
+    """Unit vectors float32 [H, W, 3]; where the length is 0 or not finite the normal is unknown: 0."""
     if values.ndim != 3 or values.shape[2] != 3:
         raise DataError(f"{path}: {field}: expected shape H×W×3, found {'×'.join(map(str, values.shape))}")
     vectors = values.astype(np.float32)
-    if vectors.size and np.nanmax(np.abs(vectors)) > 2:
-        raise DataError(f"{path}: {field}: expected components from -1 to 1, found {np.nanmax(np.abs(vectors)):g}")
-    return unit(np.where(np.isfinite(vectors), vectors, np.float32(0)))
+    vectors = np.where(np.isfinite(vectors).all(-1, keepdims=True), vectors, np.float32(0))
+    largest = np.abs(vectors).max(initial=0)
+    if largest > 2:
+        raise DataError(f"{path}: {field}: expected components from -1 to 1, found {largest:g}")
+    return unit(vectors)
 
 
 def unit(vectors: NDArray[np.float32], least: float = 1e-6) -> NDArray[np.float32]:
@@ -361,20 +344,32 @@ def read_mat(path: Path, field: str, variables: Sequence[str]) -> Mapping[str, A
     if version != "5":
         raise DataError(f"{path}: {field}: expected a MATLAB file of version 5, found version {version}")
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         content = loadmat(str(path), variable_names=list(variables))
-    except (MatReadError, OSError, ValueError, TypeError, EOFError, NotImplementedError, zlib_error()) as error:
-        raise DataError(f"{path}: {field}: cannot read: {error}") from error
+    except Exception as error:  # SciPy raises whatever the damage leads to
+        raise damaged(path, field, "cannot read", error) from error
     for name in variables:
         if name not in content:
             raise DataError(f"{path}: {name}: expected this variable, found none")
     return content
 
 
-def zlib_error() -> type[Exception]:
-    """What decompressing a damaged file raises."""
-    import zlib
+def read_mat_numbers(path: Path, variable: str) -> NDArray[np.int64]:
+    """Whole numbers in a variable of a MATLAB file of version 5, as a vector."""
+    return whole_numbers(path, variable, np.asarray(read_mat(path, variable, [variable])[variable])).ravel()
 
-    return zlib.error
+
+def whole_numbers(path: Path, field: str, values: NDArray) -> NDArray[np.int64]:
+    """``values`` as int64; DataError for fractions and for what is no number (cells, structs, text)."""
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{path}: {field}: expected numbers, found {values.dtype}")
+    if values.dtype.kind == "f" and not ((np.abs(values) < 2**53) & (values == np.rint(values))).all():
+        raise DataError(f"{path}: {field}: expected whole numbers, found fractions")
+    return values.astype(np.int64)
+
+
+def damaged(path: Path | str, field: str, what: str, error: Exception) -> DataError:
+    """An error of one line from one of a decoder, whose message may be empty or have several lines."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"{path}: {field}: {what}: {reason}")

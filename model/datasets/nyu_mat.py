@@ -25,15 +25,23 @@ from numpy.typing import NDArray
 
 from accel.errors import DataError
 from model.datasets.boundaries import region_edges
-from model.datasets.common import SourceBase, as_depth, mat_version, read_mat
+from model.datasets.common import SourceBase, as_depth, damaged, mat_version, read_mat_numbers, whole_numbers
 from model.datasets.nyud import NYUD, SEMSEG_CLASSES, void_first
 
-FILE = "nyu_depth_v2_labeled.mat"
+FILE = str(NYUD.one_file)
 SPLITS_FILE = "splits.mat"
 MAPPING_FILES = ("classMapping40.mat", "classMapping40.json")
 _SPLIT_VARIABLES = {"train": "trainNdxs", "val": "testNdxs"}
 # Colour camera of the data set's recorder at 640 x 480: focal lengths and principal point in pixels.
 _WIDTH, _FX, _FY, _CX, _CY = 640, 518.857901, 519.469611, 325.582449, 253.736166
+
+
+class MappingError(DataError):
+    """The mapping to the 40 classes, which semseg alone needs, is ``missing`` or wrong."""
+
+    def __init__(self, message: str, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class NyuMat(SourceBase):
@@ -76,16 +84,20 @@ class NyuMat(SourceBase):
                             f"found version {version}")  # fmt: skip
         import h5py
 
+        wanted = {"images": "[N, 3, W, H]", "depths": "[N, W, H]", "labels": "[N, W, H]"}
         try:
             content = h5py.File(self.file, "r")
-        except OSError as error:
-            raise DataError(f"{self.file}: nyu_depth_v2_labeled: cannot read as HDF5: {error}") from error
-        wanted = {"images": "[N, 3, W, H]", "depths": "[N, W, H]", "labels": "[N, W, H]"}
+            arrays = {name: content[name] if name in content else None for name in wanted}
+        except Exception as error:  # h5py raises OSError, KeyError, RuntimeError and others, depending on the damage
+            raise damaged(self.file, "nyu_depth_v2_labeled", "cannot read as HDF5", error) from error
         for name, shape in wanted.items():
-            if name not in content or not isinstance(content[name], h5py.Dataset):
+            array = arrays[name]
+            if not isinstance(array, h5py.Dataset):
                 raise DataError(f"{self.file}: {name}: expected an array {shape}, found none")
-            if content[name].ndim != shape.count(",") + 1:
-                raise DataError(f"{self.file}: {name}: expected an array {shape}, found shape {content[name].shape}")
+            if array.ndim != shape.count(",") + 1:
+                raise DataError(f"{self.file}: {name}: expected an array {shape}, found shape {array.shape}")
+            if array.dtype.kind not in "iuf":
+                raise DataError(f"{self.file}: {name}: expected an array of numbers, found {array.dtype}")
         images = content["images"].shape
         if images[1] != 3:
             raise DataError(f"{self.file}: images: expected an array [N, 3, W, H], found shape {images}")
@@ -97,7 +109,7 @@ class NyuMat(SourceBase):
 
     def _split_rows(self, path: Path) -> list[int]:
         variable = _SPLIT_VARIABLES[self.split]
-        numbers = np.asarray(read_mat(path, variable, [variable])[variable]).ravel().astype(np.int64)
+        numbers = read_mat_numbers(path, variable)
         if not numbers.size:
             raise DataError(f"{path}: {variable}: split {self.split!r}: expected at least one image, found none")
         if numbers.min() < 1 or numbers.max() > self.count:
@@ -110,41 +122,54 @@ class NyuMat(SourceBase):
         choices = [Path(given)] if given else [self.root / name for name in MAPPING_FILES]
         path = next((choice for choice in choices if choice.is_file()), None)
         if path is None:
-            raise DataError(f"{choices[0]}: semseg: expected a mapping of the file's classes to 40 (.mat, mapClass, "
-                            "or .json), found none; the other tasks do not need it")  # fmt: skip
-        if path.suffix == ".json":
-            numbers = self._json_mapping(path)
-        else:
-            numbers = np.asarray(read_mat(path, "mapClass", ["mapClass"])["mapClass"]).ravel()
-        if numbers.dtype.kind not in "iuf" or numbers.size == 0 or numbers.min() < 0 or numbers.max() > SEMSEG_CLASSES:
-            raise DataError(f"{path}: mapClass: expected numbers 0 (void) to {SEMSEG_CLASSES}, found others")
+            raise MappingError(f"{choices[0]}: semseg: expected a mapping of the file's classes to 40 (.mat, mapClass, "
+                               "or .json), found none; the other tasks do not need it", missing=True)  # fmt: skip
+        try:
+            numbers = self._json_mapping(path) if path.suffix == ".json" else read_mat_numbers(path, "mapClass")
+        except DataError as error:
+            raise MappingError(str(error)) from error
+        if numbers.size == 0 or numbers.min() < 0 or numbers.max() > SEMSEG_CLASSES:
+            raise MappingError(f"{path}: mapClass: expected numbers 0 (void) to {SEMSEG_CLASSES}, found others")
         return np.concatenate([[0], numbers]).astype(np.uint8)
 
-    def _json_mapping(self, path: Path) -> NDArray:
+    def _json_mapping(self, path: Path) -> NDArray[np.int64]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict):
-                return np.array([int(content[name]) for name in self.class_names()])
-            return np.array([int(number) for number in content])
-        except KeyError as error:
-            raise DataError(f"{path}: semseg: class {error}: expected a number, found none") from None
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: semseg: expected JSON, a list of numbers or name to number: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise damaged(path, "semseg", "expected JSON, a list of numbers or name to number", error) from error
+        if isinstance(content, dict):
+            names = self.class_names()
+            for name in names:
+                if name not in content:
+                    raise DataError(f"{path}: semseg: class {name!r}: expected a number, found none")
+            content = {name: content[name] for name in names}
+        elif isinstance(content, list):
+            content = {number: value for number, value in enumerate(content, 1)}
+        else:
+            raise DataError(f"{path}: semseg: expected a list of numbers or name to number, found {content!r}")
+        for name, value in content.items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= SEMSEG_CLASSES:
+                expected = f"a whole number from 0 (void) to {SEMSEG_CLASSES}"
+                raise DataError(f"{path}: semseg: class {name!r}: expected {expected}, found {value!r}")
+        return np.array(list(content.values()), dtype=np.int64)
 
     def class_names(self) -> list[str]:
         """Names of the file's classes, in the order of their numbers from 1."""
         import h5py
 
-        if "names" not in self._content or self._content["names"].dtype != h5py.ref_dtype:
+        names = self._content["names"] if "names" in self._content else None
+        if not isinstance(names, h5py.Dataset) or names.dtype != h5py.ref_dtype:
             raise DataError(f"{self.file}: names: expected the names of the classes, found none")
-        references = self._content["names"][()].ravel()
-        return ["".join(map(chr, np.asarray(self._content[reference]).ravel())) for reference in references]
+        try:
+            return ["".join(map(chr, np.asarray(self._content[place]).ravel())) for place in names[()].ravel()]
+        except Exception as error:  # a reference to nowhere, or to something else than text
+            raise damaged(self.file, "names", "cannot read", error) from error
 
     def _read(self, name: str, index: int) -> NDArray:
         try:
             return np.asarray(self._content[name][self._rows[index]])
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{self.file}: {name}: image {self.ids[index]}: cannot read: {error}") from error
+        except Exception as error:  # whatever a damaged chunk leads to
+            raise damaged(self.file, name, f"image {self.ids[index]}: cannot read", error) from error
 
     def load_image(self, index: int) -> NDArray[np.uint8]:
         image = self._read("images", index)
@@ -156,7 +181,7 @@ class NyuMat(SourceBase):
         if task in ("depth", "normals"):
             depth = np.ascontiguousarray(as_depth(self.file, "depths", self._read("depths", index).T))
             return depth if task == "depth" else plane_normals(depth)
-        labels = np.ascontiguousarray(self._read("labels", index).T).astype(np.int64)
+        labels = whole_numbers(self.file, "labels", np.ascontiguousarray(self._read("labels", index).T))
         if task == "semseg":
             assert self.mapping is not None, "asked for at the start"
             if labels.min() < 0 or labels.max() >= len(self.mapping):
@@ -165,7 +190,7 @@ class NyuMat(SourceBase):
             return void_first(self.file, "labels", self.mapping[labels])
         regions = labels
         if "instances" in self._content and self._content["instances"].shape == self._content["labels"].shape:
-            instances = np.ascontiguousarray(self._read("instances", index).T).astype(np.int64)
+            instances = whole_numbers(self.file, "instances", np.ascontiguousarray(self._read("instances", index).T))
             regions = labels * (int(instances.max()) + 1) + instances
         return region_edges(regions, labels > 0)
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel.errors import DataError
+from model.conventions import IGNORE
 from model.datasets.common import (
-    IGNORE,
     DatasetSpec,
     FolderSource,
     Needed,
@@ -49,6 +49,9 @@ NYUD = DatasetSpec(
     ),
     height=480,
     width=640,
+    marks=("gt_sets", "segmentation"),
+    one_file="nyu_depth_v2_labeled.mat",
+    edge_tolerance=0.011,  # the field's practice for NYUD-v2: ATRC and its successors
 )
 
 _FILES = {"semseg": ("segmentation", "png"), "depth": ("depth", "npy"), "normals": ("normals", "npy"),

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel.errors import DataError
+from model.conventions import IGNORE
 from model.datasets.boundaries import laplacian_edges
 from model.datasets.common import (
-    IGNORE,
     DatasetSpec,
     FolderSource,
     Needed,
@@ -58,6 +58,7 @@ PASCAL = DatasetSpec(
     ),
     height=512,
     width=512,
+    marks=("JPEGImages", "ImageSets/Context", "pascal-context", "sal_distill", "normals_distill", "human_parts"),
 )
 
 _HEAD = ("head", "hair", "lear", "rear", "leye", "reye", "lebrow", "rebrow", "nose", "mouth")
@@ -165,14 +166,20 @@ def read_human_parts(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
     anno = read_mat(path, "anno", ["anno"])["anno"]
     target = np.zeros(size, dtype=np.uint8)
     for person in _structs(path, anno, "anno.objects", "objects"):
-        if int(np.asarray(_field(path, person, "anno.objects.class_ind", "class_ind")).flat[0]) != PERSON:
+        kind = np.asarray(_field(path, person, "anno.objects.class_ind", "class_ind"))
+        if kind.size != 1 or kind.dtype.kind not in "iuf":
+            raise DataError(f"{path}: anno.objects.class_ind: expected a number, found {kind.dtype} {kind.shape}")
+        if kind.flat[0] != PERSON:
             continue
         for part in _structs(path, person, "anno.objects.parts", "parts"):
-            name = str(np.asarray(_field(path, part, "anno.objects.parts.part_name", "part_name")).flat[0])
+            name = "".join(map(str, np.asarray(_field(path, part, "anno.objects.parts.part_name", "part_name")).flat))
             if name not in PARTS:
                 raise DataError(f"{path}: anno.objects.parts.part_name: expected a part of a person, found {name!r}")
             mask = np.asarray(_field(path, part, "anno.objects.parts.mask", "mask"))
             check_size(path, f"anno.objects.parts.mask ({name})", mask, size)
+            if mask.ndim != 2 or mask.dtype.kind not in "biuf":
+                raise DataError(f"{path}: anno.objects.parts.mask ({name}): expected one channel of numbers, "
+                                f"found {mask.dtype} {mask.shape}")  # fmt: skip
             target[mask.astype(bool)] = PARTS[name]
     return target if target.any() else np.full(size, IGNORE, dtype=np.uint8)
 

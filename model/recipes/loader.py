@@ -2,8 +2,9 @@
 
 A recipe is named ``SIZE-DATASET-MODE``, for single tasks ``SIZE-DATASET-single_task-TASK``, and is put together from
 ``common.toml``, ``size_SIZE.toml``, ``data_DATASET.toml`` and ``mode_MODE.toml`` in this folder, later ones overriding
-earlier ones value by value. A file of one's own starts from a recipe (``recipe = "small-nyud-multi_gate"``) and
-overrides it the same way, or holds everything itself.
+earlier ones value by value; image size and outputs that ``data_DATASET.toml`` does not say are the data set's own. A
+file of one's own starts from a recipe (``recipe = "small-nyud-multi_gate"``) and overrides it the same way, or holds
+everything itself.
 
 Every value is checked: an unknown, duplicate or missing field and one of another type are errors that name the file.
 Whether the dimensions of the network fit each other is for `accel.config.Network` to say.
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError
+from model.datasets import DATASETS as SPECS
 from model.losses import LOSS_NAMES, LOSS_WEIGHTS, LOSSES
 from model.train import TrainOptions
 
@@ -31,7 +33,7 @@ else:
     import tomli as tomllib
 
 SIZES = ("tiny", "small", "base")
-DATASETS = ("pascal", "nyud", "cityscapes")
+DATASETS = ("pascal", "nyud", "nyud2", "cityscapes")
 MODES = ("single_task", "multi_gate", "task_conditioned")
 DEMO = ("demo", "scenes")
 """Size and data set of the recipes that need no files."""
@@ -51,7 +53,7 @@ _DIMENSIONS = (
 _OUTPUT: Table = {"channels": int, "kind": str, "loss": str, "weight": _NUMBER}
 SCHEMA: Table = {
     "recipe": str, "dataset": str, "tasks": list, "optimizer": str, "epochs": int, "batch": int, "seed": int,
-    "balance_weight": _NUMBER, "gate_noise": _NUMBER, "expert_windows": int,
+    "balance_weight": _NUMBER, "gate_noise": _NUMBER, "expert_windows": int, "precision": str,
     "network": {"preset": str, "routing": str, "head": str, **dict.fromkeys(_DIMENSIONS, int)},
     "outputs": {"*": _OUTPUT},
     "sgd": {**_OPTIMIZER, "momentum": _NUMBER},
@@ -83,10 +85,12 @@ class Recipe:
             fields apply where none is given.
         outputs: task → ``channels``, ``kind``, ``loss``, ``weight``.
         optimizer: ``sgd`` or ``adamw``; settings: its table.
-        epochs, batch, seed, balance_weight, gate_noise: of the float stage.
+        epochs, batch, seed, balance_weight, gate_noise: of the float stage; 0 epochs only quantize weights that are
+            given (``m3vit train --init``).
         quantization: ``epochs``, ``lr``, ``weight_bits``, ``activation_bits``.
         scenes: how many scenes to render, for that data set only.
         expert_windows: how many experts each task may use (`model.windows.expert_windows`); 0 = all.
+        precision: of training on a GPU, in both stages (`model.train.TrainOptions`).
     """
 
     name: str
@@ -105,6 +109,7 @@ class Recipe:
     quantization: Table
     scenes: Table
     expert_windows: int = 0
+    precision: str = "auto"
 
     def task_fields(self) -> list[Table]:
         """Fields of `accel.config.Task`, one table per task."""
@@ -129,7 +134,7 @@ class Recipe:
         values = {
             "steps": self.epochs * epoch_steps, "epoch_steps": epoch_steps, "batch_size": self.batch,
             "optimizer": self.optimizer, "warmup": warmup, "seed": self.seed, "balance_weight": self.balance_weight,
-            "gate_noise": self.gate_noise, **settings, **self.losses(), **changes,
+            "gate_noise": self.gate_noise, "precision": self.precision, **settings, **self.losses(), **changes,
         }  # fmt: skip
         return TrainOptions(**values)
 
@@ -137,8 +142,9 @@ class Recipe:
         """Everything that changes results, ready for JSON."""
         values = dataclasses.asdict(self)
         del values["where"]
-        if not self.expert_windows:  # runs from before there were windows go on
-            del values["expert_windows"]
+        for name, default in (("expert_windows", 0), ("precision", "auto")):
+            if values[name] == default:  # runs from before there was this field go on
+                del values[name]
         return {**values, "tasks": list(self.tasks)}
 
 
@@ -212,7 +218,19 @@ def _named(name: str, where: str) -> Table:
 
 def _packaged(stem: str) -> Table:
     file = resources.files("model.recipes").joinpath(f"{stem}.toml")
-    return _parse(file.read_text(encoding="utf-8"), f"{stem}.toml")
+    table = _parse(file.read_text(encoding="utf-8"), f"{stem}.toml")
+    return _merged(_of_dataset(table["dataset"]), table) if "dataset" in table else table
+
+
+def _of_dataset(name: str) -> Table:
+    """Image size and outputs of a data set on disk, which its packaged recipes need not repeat."""
+    if name not in SPECS:
+        return {}
+    spec = SPECS[name]
+    return {
+        "network": {"image_height": spec.height, "image_width": spec.width},
+        "outputs": {task.name: {"channels": task.channels, "kind": task.kinds[0]} for task in spec.tasks},
+    }
 
 
 def _read(path: Path) -> Table:
@@ -279,19 +297,34 @@ def _recipe(name: str, where: str, data: Table) -> Recipe:
     _require_fields(where, data, tables)
     for table in tables:
         _require_fields(where, data[table], _REQUIRED_IN[table], f"{table}.")
-    for field, least in (("epochs", 1), ("batch", 1), ("seed", 0)):
+    for field, least in (("epochs", 0), ("batch", 1), ("seed", 0)):
         _at_least(where, field, data[field], least)
+    _at_least(where, f"{data['optimizer']}.warmup_epochs", data[data["optimizer"]].get("warmup_epochs", 0), 0)
     _at_least(where, "expert_windows", data.get("expert_windows", 0), 0)
     _at_least(where, "quantization.epochs", data["quantization"]["epochs"], 0)
+    for field in ("weight_bits", "activation_bits"):
+        bits = data["quantization"][field]
+        if not 2 <= bits <= 8:
+            raise ConfigError(f"{where}: quantization.{field} = {bits}: expected 2 to 8")
+    if not data["quantization"]["lr"] > 0:
+        raise ConfigError(f"{where}: quantization.lr = {data['quantization']['lr']}: expected more than 0")
     for field, value in data.get("scenes", {}).items():
         _at_least(where, f"scenes.{field}", value, 1)
     outputs = {task: _output(where, dataset, task, data.get("outputs", {})) for task in _tasks(where, tasks)}
-    return Recipe(
+    recipe = Recipe(
         name=name, where=where, dataset=dataset, tasks=tuple(tasks), network=dict(data["network"]), outputs=outputs,
         settings=dict(data[data["optimizer"]]), quantization=dict(data["quantization"]),
         scenes=dict(data["scenes"]) if dataset == "scenes" else {}, expert_windows=data.get("expert_windows", 0),
+        precision=data.get("precision", "auto"),
         **{field: data[field] for field in ("optimizer", "epochs", "batch", "seed", "balance_weight", "gate_noise")},
     )  # fmt: skip
+    try:
+        recipe.options(1, steps=max(1, recipe.epochs))
+    except ConfigError as error:  # "training: FIELD = …": the options do not know which table a value is from
+        problem = str(error).removeprefix("training: ")
+        table = f"{recipe.optimizer}." if problem.partition(" ")[0] in recipe.settings else ""
+        raise ConfigError(f"{where}: {table}{problem}") from error
+    return recipe
 
 
 def _tasks(where: str, tasks: list[Any]) -> Iterator[str]:
@@ -343,6 +376,6 @@ def _one_of(where: str, field: str, value: Any, known: tuple[str, ...]) -> None:
         raise ConfigError(f"{where}: {field} = {value!r}: expected one of {', '.join(known)}")
 
 
-def _at_least(where: str, field: str, value: int, least: int) -> None:
+def _at_least(where: str, field: str, value: float, least: int) -> None:
     if value < least:
         raise ConfigError(f"{where}: {field} = {value}: expected at least {least}")

@@ -28,13 +28,16 @@ def image_of(network: Network, seed: int) -> np.ndarray:
 
 
 def with_pup_heads(encoder: Encoder, seed: int = 0) -> Encoder:
-    """The encoder with float heads of small, task-dependent shapes."""
+    """The encoder with float heads; their shapes are those of SETR-PUP."""
     rng = np.random.default_rng(seed)
+    width = encoder.network.embed_dim
 
     def head(channels: int) -> PupHead:
-        shapes = {"norm.weight": (16,), "norm.bias": (16,), "conv_0.weight": (4, 16, 3, 3), "conv_0.bias": (4,),
-                  "conv_4.weight": (channels, 4, 1, 1), "conv_4.bias": (channels,)}  # fmt: skip
-        return PupHead({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+        shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
+        for index, inputs in enumerate((width, 256, 256, 256)):
+            shapes |= {f"conv_{index}.weight": (256, inputs, 3, 3), f"conv_{index}.bias": (256,)}
+        shapes |= {"conv_4.weight": (channels, 256, 1, 1), "conv_4.bias": (channels,)}
+        return PupHead({name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
 
     network = dataclasses.replace(encoder.network, head="pup")
     heads = {task.name: head(task.channels) for task in network.tasks}

@@ -103,7 +103,7 @@ def test_unknown_flags_are_refused(bit: int) -> None:
         Command.decode(bytes(data))
 
 
-@pytest.mark.parametrize("bit", [11 * 32, 12 * 32 + 5, 16 * 32 - 1])
+@pytest.mark.parametrize("bit", [11 * 32 + 4, 12 * 32 - 1, 12 * 32, 12 * 32 + 5, 16 * 32 - 1])
 def test_reserved_bits_are_refused(bit: int) -> None:
     data = bytearray(Command(Opcode.LINEAR).encode())
     data[bit // 8] |= 1 << bit % 8
@@ -113,14 +113,26 @@ def test_reserved_bits_are_refused(bit: int) -> None:
 
 def test_every_bit_is_a_field_or_reserved() -> None:
     """Whatever single bit is set, decoding gives it back or refuses it; none is dropped."""
+    refused = set()
     for bit in range(8 * COMMAND_BYTES):
         data = bytearray(COMMAND_BYTES)
         data[bit // 8] |= 1 << bit % 8
         try:
             command = Command.decode(bytes(data))
         except ProgramError:
+            refused.add(bit)
             continue
         assert command.encode() == bytes(data)
+    named = {32 * item.word + item.low + bit for item in FIELDS for bit in range(item.bits)}
+    opcodes = {bit for bit in range(8) if 1 << bit not in Opcode.__members__.values()}
+    assert refused == set(range(8 * COMMAND_BYTES)) - named | opcodes | set(range(8 + len(Flag), 16))
+
+
+def test_tables_are_those_of_the_contract() -> None:
+    """Position and width of what was added last; a moved field would make old programs mean something else."""
+    places = {item.name: (item.word, item.low, item.bits, item.signed) for item in FIELDS}
+    assert places["weight_source"] == (11, 0, 4, False) and places["gate_shift"] == (0, 24, 8, True)
+    assert FIELDS[-1].name == "weight_source" and Command(Opcode.LINEAR).weight_source == 0
 
 
 @pytest.mark.parametrize("size", [0, 63, 65])
@@ -213,7 +225,44 @@ def test_slots_do_not_overlap() -> None:
     used = [byte for offset, size in spans for byte in range(offset, offset + size)]
     assert len(used) == len(set(used)) and max(used) < record.JOBS_OFFSET
     assert all(slot.offset % slot.bytes == 0 for slot in record.HEADER + record.COUNTERS + record.JOB)
-    assert max(slot.offset + slot.bytes for slot in record.JOB) <= record.JOB_BYTES
+    jobs = [byte for slot in record.JOB for byte in range(slot.offset, slot.offset + slot.bytes)]
+    assert len(jobs) == len(set(jobs)) and max(jobs) < record.JOB_BYTES
+    # Entries and the first of them start lines, so that an engine writes them in whole beats.
+    assert record.JOB_BYTES == 128 and record.JOBS_OFFSET % 64 == 0
+    for table in (record.HEADER, record.COUNTERS, record.JOB):
+        assert len({slot.name for slot in table}) == len(table)
+
+
+def test_what_a_record_counts() -> None:
+    """Names are shared by every back end and the simulator: whoever drops or renames one breaks them."""
+    assert [slot.name for slot in record.HEADER] == [
+        "magic", "version", "engine_hash", "error", "error_command", "error_detail", "commands", "jobs", "build_hash",
+    ]  # fmt: skip
+    cycles = [slot.name for slot in record.COUNTERS if slot.name.endswith("cycles")]
+    assert cycles == [
+        "cycles", "load_only_cycles", "compute_only_cycles", "overlap_cycles", "idle_cycles", "stall_weights_cycles",
+        "stall_input_cycles", "stall_route_cycles", "stall_drain_cycles", "stall_store_cycles", "array_cycles",
+        "gate_cycles",
+    ]  # fmt: skip
+    rest = [slot.name for slot in record.COUNTERS if slot.name not in cycles]
+    assert rest == ["bytes_read", "bytes_written", "weight_bytes", "pairs", "experts", "units", "macs"]
+    assert [slot.name for slot in record.JOB] == [
+        "job", "cycles", "boundary_idle", "bytes_ahead", "layer_idle", "layer_idle_max", "array_cycles", "gate_cycles",
+        "pairs", "experts", "macs", "queue_crc",
+    ]  # fmt: skip
+    for slot in record.HEADER + record.COUNTERS + record.JOB:
+        assert slot.meaning and "\n" not in slot.meaning, slot.name
+
+
+def test_entries_of_jobs_lie_128_bytes_apart() -> None:
+    data = Record(jobs=[{"job": 7}, {"job": 8, "queue_crc": 0xFFFFFFFF}, {"job": 9}]).encode()
+    slot = next(slot for slot in record.JOB if slot.name == "queue_crc")
+    assert len(data) == record.JOBS_OFFSET + 3 * 128
+    for index in range(3):
+        base = record.JOBS_OFFSET + 128 * index
+        assert int.from_bytes(data[base : base + 8], "little") == 7 + index
+        value = int.from_bytes(data[base + slot.offset :][:8], "little")
+        assert value == (0xFFFFFFFF if index == 1 else 0)
 
 
 def test_records_that_are_none_are_refused() -> None:

@@ -15,9 +15,6 @@ from accel import pack
 from accel.bundle import Bundle, write_bundle
 from accel.commands import COMMAND_BYTES, Command, Flag, Opcode, decode_program
 from accel.compiler import (
-    ARENA_ALIGNMENT,
-    REGIONS,
-    ArenaMap,
     Job,
     Program,
     RecordedFrame,
@@ -29,11 +26,13 @@ from accel.compiler import (
     live_program,
     place_weights,
 )
-from accel.config import hardware
+from accel.config import build_hash, hardware
 from accel.errors import ConfigError, ProgramError
 from accel.functional import FunctionalEngine
 from accel.golden import FrameResult, GoldenEngine, run_frame
 from accel.layers import Kind, Layer, engine_layers
+from accel.limits import KINDS, Limits
+from accel.memory_map import ARENA_ALIGNMENT, REGIONS, ArenaMap
 from accel.random_params import random_encoder
 from accel.record import ErrorCode, Record, record_bytes
 from accel.routing import Schedule
@@ -136,7 +135,7 @@ def operand_spans(command: Command, layer: Layer) -> dict[str, tuple[int, int]]:
 
     wide = 1 if command.opcode is Opcode.LINEAR else 2
     sizes = {
-        "weights": command.experts * command.units * command.unit_bytes,
+        "weights": max(command.experts, 1) * command.units * command.unit_bytes,
         "input": rows(command.inputs, 1),
         "output": rows(command.outputs, wide),
     }
@@ -210,7 +209,42 @@ def test_commands_of_a_replay(bundle: Bundle, frames: list[RecordedFrame]) -> No
             assert command.gate_shift == bundle.manifest["gates"][name]["shift"]
             assert (command.schedule, command.top_k, command.experts) == (Schedule.LONGEST_FIRST, 2, 5)
         else:
-            assert command.schedule == command.gate == command.gate_shift == 0
+            unused = ("schedule", "top_k", "experts", "gate", "gate_shift")
+            assert all(getattr(command, name) == 0 for name in unused), "fields an opcode does not use are zero"
+        if command.opcode is Opcode.LINEAR:
+            assert command.residual == 0
+        if command.opcode in (Opcode.LINEAR, Opcode.ACCUMULATE):
+            assert command.hidden == 0
+        assert command.weight_source == 0
+
+
+def test_every_command_is_within_the_limits(bundle: Bundle, frames: list[RecordedFrame]) -> None:
+    program = compile_replay(bundle, frames)
+    layers = engine_layers(bundle.config)
+    limits = Limits(bundle.config.hardware)
+    for command in program.commands:
+        if command.opcode in KINDS:
+            found = limits.check(command, program.arena.bytes)
+            assert dataclasses.replace(found, name="") == dataclasses.replace(layers[command.layer], name="")
+
+
+def test_loads_of_later_jobs_can_be_held_back(bundle: Bundle, frames: list[RecordedFrame]) -> None:
+    """The first layer of every job but the first gets the flag; nothing else differs from the plain program."""
+    plain, held = compile_replay(bundle, frames), compile_replay(bundle, frames, prefetch_across_jobs=False)
+    assert held.arena == plain.arena and held.jobs == plain.jobs and len(held.commands) == len(plain.commands)
+    flagged = []
+    for index, (a, b) in enumerate(zip(plain.commands, held.commands, strict=True)):
+        assert Flag.NO_PREFETCH not in a.flags
+        if Flag.NO_PREFETCH in b.flags:
+            flagged.append((b.job, b.layer))
+            assert held.commands[index - 1].opcode is Opcode.JOB_END
+        assert dataclasses.replace(b, flags=b.flags & ~Flag.NO_PREFETCH) == a
+    assert flagged == [(job, 0) for job in range(1, len(JOBS))]
+    both = compile_replay(bundle, frames, prefetch_across_jobs=False, barrier_between_jobs=True)
+    assert [c for c in both.commands if c.opcode is not Opcode.BARRIER] == list(held.commands)
+    memory = memory_of(bundle, held)
+    assert execute(bundle, held, memory).error is ErrorCode.NONE
+    assert different(bundle, held, memory) == 0
 
 
 def test_a_larger_weights_region_moves_what_follows(bundle: Bundle, frames: list[RecordedFrame]) -> None:
@@ -233,8 +267,9 @@ def test_programs_that_cannot_be(bundle: Bundle, frames: list[RecordedFrame]) ->
     with pytest.raises(ProgramError, match=f"weights region: expected at least {end} bytes, found {end - 1}"):
         compile_replay(bundle, frames, weights_bytes=end - 1)
     unknown = frames[0]._replace(task="flow")
-    with pytest.raises((ConfigError, KeyError), match="flow"):
-        compile_replay(bundle, [unknown])
+    for jobs in ([unknown], [*frames, unknown]):
+        with pytest.raises(ConfigError, match="task 'flow': expected one of semseg, depth, edge"):
+            compile_replay(bundle, jobs)
 
 
 # ---- execution ------------------------------------------------------------------------
@@ -367,6 +402,7 @@ def test_identify(bundle: Bundle) -> None:
     before = memory.copy()
     record = execute(bundle, program, memory)
     assert record.header["engine_hash"] == bundle.config.engine_hash and record.header["commands"] == 1
+    assert record.header["build_hash"] == build_hash(bundle.config.formats, bundle.config.hardware)
     assert record.counters["bytes_read"] == COMMAND_BYTES
     assert not any(value for name, value in record.counters.items() if name != "bytes_read")
     low = program.arena.offsets["record"]

@@ -107,8 +107,10 @@ def test_formats_refuse(bits: Any) -> None:
         ({"max_experts": 512}, "max_experts = 512: expected at most 256"),
         ({"max_top_k": 9}, "max_top_k = 9: expected at most 8"),
         ({"clock_mhz": 0}, "clock_mhz = 0: expected an integer of at least 1"),
+        *[({name: 0}, f"{name} = 0: expected an integer of at least 1")
+          for name in ("slot_rows", "slot_groups", "max_inputs", "max_hidden")],
     ],
-)
+)  # fmt: skip
 def test_hardware_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         dataclasses.replace(CI, **changes)
@@ -135,12 +137,27 @@ def test_names_are_safe_in_file_names_and_identifiers(part: Network | Hardware) 
         ("m3vit-demo", {"max_top_k": 1}, "top_k = 2: expected at most max_top_k = 1"),
         ("m3vit-demo", {"slot_rows": 127}, "unit rows = 128: expected at most slot_rows = 127"),
         ("m3vit-tiny-cityscapes", {}, "unit rows = 1152: expected at most slot_rows = 768"),
+        ("m3vit-demo", {"max_inputs": 191}, "patch_dim = 192: expected at most max_inputs = 191"),
+        ("m3vit-demo", {"max_inputs": 63}, "embed_dim = 64: expected at most max_inputs = 63"),
+        ("m3vit-demo", {"max_hidden": 127}, "unit_hidden = 128: expected at most max_hidden = 127"),
+        ("m3vit-demo", {"slot_groups": 11}, "unit parameter groups = 12: expected at most slot_groups = 11"),
     ],
 )
 def test_network_that_does_not_fit_is_refused(net: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         Config(network(net), Formats(), dataclasses.replace(CI, **changes))
     assert message in str(error.value) and net in str(error.value)
+
+
+def test_network_that_fits_exactly() -> None:
+    exact = {"max_width": 64, "max_experts": 8, "max_top_k": 2, "slot_rows": 128, "max_inputs": 192, "max_hidden": 128,
+             "slot_groups": 12, "max_tokens": 65}  # fmt: skip
+    config = Config(DEMO, Formats(), dataclasses.replace(CI, **exact))
+    assert config.unit_rows == 128
+    for name, value in exact.items():
+        step = CI.tile_outputs if name == "max_width" else 1
+        with pytest.raises(ConfigError, match=f"expected at most {name} = {value - step}"):
+            Config(DEMO, Formats(), dataclasses.replace(config.hardware, **{name: value - step}))
 
 
 def test_folds_that_do_not_divide_are_refused() -> None:
@@ -157,9 +174,22 @@ def test_gate_and_widest_tile_must_fit_a_slot() -> None:
     small = dataclasses.replace(CI, slot_rows=100)
     with pytest.raises(ConfigError, match="gate rows = 128: expected at most slot_rows = 100"):
         Config(net, Formats(), small)
+    groups = dataclasses.replace(CI, slot_groups=15)
+    with pytest.raises(ConfigError, match="gate parameter groups = 16: expected at most slot_groups = 15"):
+        Config(net, Formats(), groups)
+    Config(net, Formats(), dataclasses.replace(groups, slot_groups=16))
     net = dataclasses.replace(net, experts=8, patch=16)
     with pytest.raises(ConfigError, match="rows of one output tile = 96: expected at most slot_rows = 90"):
-        Config(net, Formats(), dataclasses.replace(CI, slot_rows=90))
+        Config(net, Formats(), dataclasses.replace(CI, slot_rows=90, max_width=768))
+
+
+def test_patch_rows_wider_than_the_store_need_all_their_weights_on_chip() -> None:
+    """16 × 16 patches are 768 inputs, twice max_width: 4 output tiles of 96 rows must fit one slot."""
+    net = dataclasses.replace(DEMO, patch=16)
+    with pytest.raises(ConfigError, match="patch embedding rows = 384: expected at most slot_rows = 383"):
+        Config(net, Formats(), dataclasses.replace(CI, slot_rows=383))
+    Config(net, Formats(), dataclasses.replace(CI, slot_rows=384))
+    Config(net, Formats(), dataclasses.replace(CI, slot_rows=383, max_width=768))  # kept, so it may be cut
 
 
 # ---- documents ------------------------------------------------------------------------
@@ -268,30 +298,27 @@ def test_unknown_preset(lookup: Any, what: str) -> None:
 
 
 def test_hashes_are_stable() -> None:
-    """A changed hash invalidates bundles and bitstreams: change these only together with the presets."""
-    assert Config(DEMO, Formats(), CI).hash == "f24e2af929269809"
-    assert Config(network("m3vit-small-pascal")).hash == "c9011ba5d7df3a65"
-    assert f"{engine_hash(Formats(), CI):08x}" == "6a7dfca5"
-    assert f"{engine_hash(Formats(), hardware('zcu104')):08x}" == "30ba8dc3"
+    """A changed hash invalidates bundles and bitstreams: change these only together with presets or contract."""
+    assert Config(DEMO, Formats(), CI).hash == "4bd130e7f36265fe"
+    assert Config(network("m3vit-small-pascal")).hash == "25620b6514606dc5"
+    assert f"{engine_hash(Formats(), CI):08x}" == "e1bc79e1"
+    assert f"{engine_hash(Formats(), hardware('zcu104')):08x}" == "a07934ef"
 
 
-@pytest.mark.parametrize(
-    "item", [item.name for item in dataclasses.fields(Hardware) if item.name != "name"] + ["weight_bits", "name"]
-)
-def test_every_engine_field_changes_the_hashes(item: str) -> None:
+@pytest.mark.parametrize("item", ["name", "clock_mhz", "slot_rows", "max_inputs", "weight_bits"])
+def test_everything_changes_the_hash_of_a_configuration(item: str) -> None:
+    """Whether it changes the engine's identity too: test_accel_identity.py."""
     base = Config(DEMO, Formats(), CI)
     formats, hw = base.formats, base.hardware
     if item == "weight_bits":
         formats = Formats(weight_bits=7)
-    elif item == "name":
-        hw = dataclasses.replace(hw, name="other")
     else:
-        value = getattr(hw, item)
-        other = {"max_experts": 128, "max_top_k": 4, "weight_slots": 3, "write_ports": 1, "clock_mhz": 250}
-        smaller = {"tile_inputs": 4, "ports": 2, "port_bytes": 8, "burst_beats": 8}
-        hw = dataclasses.replace(hw, **{item: other.get(item, smaller.get(item, 2 * value))})
+        value = "other" if item == "name" else getattr(hw, item) + 8
+        hw = dataclasses.replace(hw, **{item: value})
     changed = Config(DEMO, formats, hw)
-    assert changed.hash != base.hash and changed.engine_hash != base.engine_hash
+    assert changed.hash != base.hash
+    assert changed.engine_hash == engine_hash(formats, hw)
+    assert (changed.engine_hash == base.engine_hash) == (item in ("name", "clock_mhz"))
 
 
 def test_network_changes_the_hash_but_not_the_engine() -> None:

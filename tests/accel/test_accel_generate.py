@@ -14,7 +14,7 @@ import pytest
 
 from accel import commands, generate, numerics, record, registers, tables
 from accel.commands import FIELDS, Command, Opcode
-from accel.config import HARDWARE, Formats, Hardware, engine_hash, hardware
+from accel.config import HARDWARE, Formats, Hardware, build_hash, engine_hash, hardware
 from accel.emit_constants import NUMERIC_MEANINGS, described_fields, described_members, groups, record_constants
 from accel.emit_reference import NOTES, OPERANDS
 from accel.errors import ConfigError
@@ -73,6 +73,7 @@ def test_both_languages_state_the_same_values(formats: Formats, engine: Hardware
     assert shared == {name: value for name, value in cpp.items() if name != "COMMAND_RESERVED_WORD"}
     assert len(shared) > 100
     assert shared["ENGINE_HASH"] == engine_hash(formats, engine)
+    assert shared["BUILD_HASH"] == build_hash(formats, engine)
     assert shared["TILE_OUTPUTS"] == engine.tile_outputs and shared["STRIPE_BYTES"] == engine.stripe_bytes
     assert shared["WEIGHT_MAX"] == formats.weight_max and shared["SHIFT_MIN"] == numerics.SHIFT_MIN
     for item in registers.REGISTERS:
@@ -232,7 +233,7 @@ def test_reference_page_is_current() -> None:
 def test_write_names_the_folder_and_leaves_current_files_alone(tmp_path: Path) -> None:
     formats, engine = ENGINES[1]
     folder = generate.write(tmp_path, formats, engine)
-    assert folder == tmp_path / f"ci-w4a6-{engine_hash(formats, engine):08x}"
+    assert folder == tmp_path / f"ci-w4a6-{build_hash(formats, engine):08x}"
     files = generate.generate(formats, engine)
     assert {item.name: item.read_text(encoding="utf-8") for item in folder.iterdir()} == files
     before = {item.name: item.stat().st_mtime_ns for item in folder.iterdir()}
@@ -243,6 +244,15 @@ def test_write_names_the_folder_and_leaves_current_files_alone(tmp_path: Path) -
     generate.write(tmp_path, formats, engine)
     assert {item.name: item.read_text(encoding="utf-8") for item in folder.iterdir()} == files
     assert [item.name for item in tmp_path.iterdir()] == [folder.name]
+
+
+def test_engines_that_run_the_same_bundles_still_have_folders_of_their_own(tmp_path: Path) -> None:
+    engine = HARDWARE["ci"]
+    pool = dataclasses.replace(engine, weight_slots=4)
+    assert engine_hash(Formats(), engine) == engine_hash(Formats(), pool)
+    folders = [generate.write(tmp_path, Formats(), item) for item in (engine, pool)]
+    slots = [sv_values((folder / "m3vit_pkg.sv").read_text())["WEIGHT_SLOTS"] for folder in folders]
+    assert slots == [2, 4]
 
 
 @pytest.mark.parametrize("name", ["../escape", "", "a b", ".hidden"])

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel import numerics
+from accel import golden, numerics
 from accel.config import Formats, Network, Task
 from accel.errors import ConfigError, DataError
 from accel.golden import GoldenEngine, check_image, patches, run_frame, unpatch
+from accel.kernels import PreparedUnit
 from accel.params import Block, Encoder, Gate, LightHead, Linear, Unit
 from accel.random_params import random_encoder
 from accel.routing import Queue, Routing, Schedule, schedule
@@ -268,6 +269,92 @@ def test_accumulate_saturates_both_sides() -> None:
     engine = GoldenEngine(dataclasses.replace(base, patch=patch))
     found = engine.accumulate("patch", np.zeros((2, 192), np.int8), np.array([[100, -100] * 8] * 2, np.int16))
     assert found.tolist() == [[32767, -32768] * 8] * 2
+
+
+# ---- what both engines share ----------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_accumulate_is_a_combine_of_weight_one(tokens: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    residual = rng.integers(-32768, 32768, (tokens, width)).astype(np.int16)
+    contribution = rng.integers(-32768, 32768, (tokens, width)).astype(rng.choice([np.float32, np.int16]))
+    kept = residual.copy()
+    found = golden.accumulate(residual, contribution)
+    wide = numerics.combine_start(residual) + numerics.COMBINE_ONE * contribution.astype(np.int64)
+    assert found.dtype == np.int16 and np.array_equal(found, numerics.combine_finish(wide))
+    assert np.array_equal(residual, kept), "the residual is left alone"
+
+
+def test_everyone_is_the_queue_of_a_dense_layer() -> None:
+    queue = golden.everyone(5)
+    assert queue.expert == 0 and queue.tokens.tolist() == list(range(5)) and queue.weights.tolist() == [65536] * 5
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 8), st.integers(-16, 31), st.integers(0, 2**32 - 1))
+def test_route_tokens_is_the_contract(tokens: int, experts: int, top_k: int, shift: int, seed: int) -> None:
+    rng, top_k = np.random.default_rng(seed), min(top_k, experts)
+    weight = rng.integers(-127, 128, (experts, 24)).astype(np.int8)
+    bias = rng.integers(-(2**20), 2**20, experts).astype(np.int32)
+    weight[-1], bias[-1] = weight[0], bias[0]  # ties
+    x = rng.integers(-128, 128, (tokens, 24)).astype(np.int8)
+    found = golden.route_tokens(golden.PreparedGate(weight, bias), x, top_k, shift)
+    logits = numerics.linear(x, weight, bias)
+    chosen = numerics.top_k(logits, top_k)
+    assert np.array_equal(found.chosen, chosen)
+    assert np.array_equal(found.weights, numerics.gate_weights(logits, chosen, shift))
+
+
+def constant_unit(value: int, width: int = 4) -> PreparedUnit:
+    """A unit whose output is ``value`` in every channel, whatever its input."""
+    zeros = np.zeros((width, width), np.int8)
+    shift = np.zeros(width, np.int8)
+    first = Linear(zeros, np.zeros(width, np.int32), shift)
+    return PreparedUnit(Unit(first, np.zeros(256, np.int8), Linear(zeros, np.full(width, value, np.int32), shift)))
+
+
+@pytest.mark.parametrize("value", [32767, -32768])
+@pytest.mark.parametrize(("units", "experts", "weights"), [(15, 1, [65536]), (14, 2, [65535, 2])])
+def test_combine_is_exact_at_its_bound(value: int, units: int, experts: int, weights: list[int]) -> None:
+    """Residual and all units at their limits: the accumulator comes near 2^35 and no bit is lost on the way."""
+    rng = np.random.default_rng(0)
+    residual = np.where(rng.random((6, 4)) < 0.5, 32767, -32768).astype(np.int16)
+    x = rng.integers(-128, 128, (6, 4)).astype(np.int8)
+    queues = [Queue(e, np.arange(6), np.full(6, weights[e])) for e in range(experts)]
+    found = golden.combine_queues(residual, x, queues, lambda _: [constant_unit(value)] * units, 8)
+    wide = numerics.combine_start(residual) + units * sum(weights) * value
+    assert (1 << 34) < np.abs(wide).max() <= 1 << 35
+    assert np.array_equal(found, numerics.combine_finish(wide))
+
+
+@pytest.mark.parametrize("value", [1, -1, 3, -5, 1000])
+def test_combine_rounds_once_and_half_to_even(value: int) -> None:
+    """Weights around one half of 2^16: each contribution alone would round, the sum must not."""
+    residual = np.arange(-8, 8, dtype=np.int16).reshape(4, 4)
+    x = np.zeros((4, 4), np.int8)
+    for weight in (1, 32767, 32768, 32769, 65535):
+        queues = [Queue(e, np.arange(4), np.full(4, weight)) for e in range(3)]
+        for order in (queues, queues[::-1]):
+            found = golden.combine_queues(residual, x, order, lambda queue: [constant_unit(value + queue.expert)], 8)
+            wide = numerics.combine_start(residual) + weight * (3 * value + 3)
+            assert np.array_equal(found, numerics.combine_finish(wide))
+
+
+def test_combine_touches_only_the_tokens_of_a_queue() -> None:
+    residual = np.arange(16, dtype=np.int16).reshape(4, 4)
+    x = np.zeros((4, 4), np.int8)
+    assert np.array_equal(golden.combine_queues(residual, x, [], lambda _: [], 8), residual)
+    queue = Queue(7, np.array([3, 1]), np.array([65536, 32768]))
+    asked = []
+
+    def units(found: Queue) -> list[PreparedUnit]:
+        asked.append(found)
+        return [constant_unit(10), constant_unit(100)]
+
+    found = golden.combine_queues(residual, x, [queue], units, 8)
+    assert asked == [queue] and (found - residual)[:, 0].tolist() == [0, 55, 0, 110]
 
 
 # ---- queues ---------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel import pack
+from accel import layers, pack
 from accel.config import Config, Formats, Hardware, Network, Task, hardware, network
-from accel.errors import BundleError
+from accel.errors import BundleError, ConfigError
 from accel.layers import Kind, Layer, TileGeometry, engine_layers, round_up
 from accel.params import Gate, Linear, Unit
 
@@ -106,11 +106,22 @@ def test_linear_layout_literally() -> None:
 
 
 @pytest.mark.parametrize("place", [16 * 4 - 1, 64 + 15, 128 + 15 * 8])
-def test_padding_lanes_must_be_zero(place: int) -> None:
-    data = pack.pack_linear(random_linear(np.random.default_rng(3), 5, 8), CI)
+def test_padding_lanes_must_be_zero_unless_an_engine_reads(place: int) -> None:
+    linear = random_linear(np.random.default_rng(3), 5, 8)
+    data = pack.pack_linear(linear, CI)
     data[place] = 1
     with pytest.raises(BundleError, match="expected zero padding lanes"):
         pack.unpack_linear(data, 5, 8, CI)
+    assert_same(pack.unpack_linear(data, 5, 8, CI, strict=False), linear)
+
+
+def test_padding_inputs_must_be_zero_unless_an_engine_reads() -> None:
+    linear = random_linear(np.random.default_rng(3), 16, 5)
+    data = pack.pack_linear(linear, CI)
+    data[128 + 5] = 1  # input 5 of lane 0
+    with pytest.raises(BundleError, match="expected zero padding lanes"):
+        pack.unpack_linear(data, 16, 5, CI)
+    assert_same(pack.unpack_linear(data, 16, 5, CI, strict=False), linear)
 
 
 def test_short_linear_is_refused() -> None:
@@ -122,21 +133,101 @@ def test_short_linear_is_refused() -> None:
 # ---- layers ---------------------------------------------------------------------------
 
 
-def plain_layer(hw: Hardware, outputs: int, inputs: int, units: int) -> Layer:
-    return Layer("blocks.0.qkv", Kind.LINEAR, 9, inputs, outputs, 0, 1, units, 1, hw)
+def plain_layer(hw: Hardware, outputs: int, inputs: int, units: int, kind: Kind = Kind.LINEAR) -> Layer:
+    return Layer("blocks.0.qkv", kind, 9, inputs, outputs, 0, 1, units, 1, hw)
+
+
+def lanes_of_units(layer: Layer) -> list[range]:
+    """Outputs that each unit of a plain layer computes."""
+    lanes = layer.tiles_per_unit * layer.hardware.tile_outputs
+    return [range(unit * lanes, min((unit + 1) * lanes, layer.outputs)) for unit in range(layer.units)]
+
+
+def check_lines(layer: Layer) -> None:
+    """Every output has one unit, no unit is empty, and no line of an output row has two writers."""
+    units = lanes_of_units(layer)
+    assert [output for lanes in units for output in lanes] == list(range(layer.outputs))
+    assert all(len(lanes) for lanes in units)
+    size = 1 if layer.kind is Kind.LINEAR else 2
+    writers: dict[int, set[int]] = {}
+    for unit, lanes in enumerate(units):
+        for output in lanes:
+            for byte in range(output * size, (output + 1) * size):
+                writers.setdefault(byte // layer.hardware.line_bytes, set()).add(unit)
+    assert len(writers) == -(-layer.outputs * size // layer.hardware.line_bytes)
+    assert all(len(found) == 1 for found in writers.values())
+
+
+plain_kinds = st.sampled_from([Kind.LINEAR, Kind.ACCUMULATE])
 
 
 @quick
-@given(variants, st.integers(1, 200), st.integers(1, 40), st.integers(1, 4), seeds)
-def test_plain_layer_round_trip(hw: Hardware, outputs: int, inputs: int, units: int, seed: int) -> None:
-    tiles = -(-outputs // hw.tile_outputs)
-    per_unit = -(-tiles // min(units, tiles))
-    layer = plain_layer(hw, outputs, inputs, -(-tiles // per_unit))
+@given(variants, plain_kinds, st.integers(1, 600), st.integers(1, 40), st.integers(1, 4), seeds)
+def test_plain_layer_round_trip(hw: Hardware, kind: Kind, outputs: int, inputs: int, units: int, seed: int) -> None:
+    layer = plain_layer(hw, outputs, inputs, units, kind)
+    while (layer.units - 1) * layer.tiles_per_unit * hw.tile_outputs >= outputs:  # no unit without a tile
+        layer = plain_layer(hw, outputs, inputs, layer.units - 1, kind)
+    check_lines(layer)
     linear = random_linear(np.random.default_rng(seed), outputs, inputs)
     memory = pack.pack_plain(linear, layer)
     assert len(memory) == layer.expert_bytes == layer.units * layer.unit_bytes
     assert layer.unit_bytes % hw.stripe_bytes == 0
     assert_same(pack.unpack_plain(memory.tobytes(), layer), linear)
+    for unit, lanes in enumerate(lanes_of_units(layer)):
+        piece = pack.deinterleave(memory[unit * layer.unit_bytes :][: layer.unit_bytes], hw)
+        assert_same(pack.unpack_linear(piece, len(lanes), inputs, hw), linear.rows(lanes.start, lanes.stop))
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "units", "lanes"),
+    [
+        (Kind.LINEAR, 48, 1, [48]),  # one unit needs no whole lines
+        (Kind.LINEAR, 80, 2, [64, 16]),  # ⌈5/2⌉ = 3 tiles are 48 bytes: rounded up to a line of 64
+        (Kind.LINEAR, 150, 3, [64, 64, 22]),  # the last unit is ragged in tiles and in lanes
+        (Kind.ACCUMULATE, 150, 3, [64, 64, 22]),  # ⌈10/3⌉ = 4 tiles are two lines of int16 already
+        (Kind.ACCUMULATE, 33, 2, [32, 1]),  # 2 tiles of int16 are one line
+    ],
+)
+def test_units_of_plain_layers_literally(kind: Kind, outputs: int, units: int, lanes: list[int]) -> None:
+    layer = plain_layer(CI, outputs, 24, units, kind)
+    assert [len(part) for part in lanes_of_units(layer)] == lanes
+    assert layer.second.outputs == lanes[0], "the first unit is the widest"
+    check_lines(layer)
+
+
+def test_a_line_with_two_writers_would_be_noticed() -> None:
+    class Cut(Layer):
+        tiles_per_unit = 3  # 48 bytes of a line of 64
+
+    layer = plain_layer(CI, 80, 24, 2)
+    with pytest.raises(AssertionError):
+        check_lines(Cut(*[getattr(layer, item.name) for item in dataclasses.fields(layer)]))
+
+
+@quick
+@given(variants, st.integers(2, 400), st.integers(1, 64), st.integers(1, 48), st.data())
+def test_layers_of_any_width_are_cut_at_lines(
+    hw: Hardware, rows: int, groups: int, columns: int, data: st.DataObject
+) -> None:
+    """Whatever a slot holds, the units that the compiler makes fit it and share no line."""
+    inputs = columns * hw.tile_inputs
+    outputs = data.draw(st.integers(1, 40 * hw.tile_outputs))
+    kind = data.draw(plain_kinds)
+    small = dataclasses.replace(hw, slot_rows=rows, slot_groups=groups)
+    try:
+        layer = layers._plain("layer", kind, 5, inputs, outputs, small)
+    except ConfigError as error:
+        # Refused only where the smallest unit is too large: one tile, or the tiles of whole lines if more are needed.
+        tiles, size = -(-outputs // hw.tile_outputs), hw.tile_outputs * (1 if kind is Kind.LINEAR else 2)
+        line = next(count for count in range(1, 65) if count * size % hw.line_bytes == 0)
+        least = min(tiles, line)
+        assert least > groups or least * columns > rows
+        unit = f"unit of {least} output tiles of {inputs} inputs"
+        stores = f"slot_rows = {rows} and slot_groups = {groups}"
+        assert str(error) == f"layer layer: {unit}: expected to fit {stores}, found {least * columns} rows"
+        return
+    check_lines(layer)
+    assert layer.second.rows <= rows and layer.second.tiles <= groups
 
 
 @quick
@@ -149,6 +240,7 @@ def test_unit_round_trip(hw: Hardware, width: int, hidden: int, seed: int) -> No
     memory = pack.pack_unit(unit, layer)
     assert len(memory) == layer.unit_bytes
     found = pack.unpack_unit(memory.tobytes(), layer)
+    assert_same(pack.unpack_unit(memory, layer, strict=False).second, unit.second)
     assert_same(found.first, unit.first)
     assert_same(found.second, unit.second)
     assert found.gelu.dtype == np.int8 and np.array_equal(found.gelu, gelu)
@@ -203,26 +295,26 @@ def test_wrong_kind_and_size_are_refused() -> None:
 @pytest.mark.parametrize("net", ["m3vit-demo", "m3vit-tiny-cityscapes", "m3vit-small-pascal", "m3vit-small-nyud"])
 def test_every_unit_fits_its_slot_and_covers_its_layer(net: str) -> None:
     config = Config(network(net), Formats(), hardware("zcu104"))
-    layers = engine_layers(config)
-    assert len(layers) == 1 + 3 * config.network.depth
-    assert sum(layer.kind is Kind.MOE for layer in layers) == len(config.network.moe_blocks)
-    for layer in layers:
-        rows = layer.second.rows + (layer.first.rows if layer.first else 0)
-        assert rows <= config.hardware.slot_rows
+    found = engine_layers(config)
+    assert len(found) == 1 + 3 * config.network.depth
+    assert sum(layer.kind is Kind.MOE for layer in found) == len(config.network.moe_blocks)
+    for layer in found:
+        folds = [layer.second] + ([layer.first] if layer.first else [])
+        assert sum(fold.rows for fold in folds) <= config.hardware.slot_rows
+        assert sum(fold.tiles for fold in folds) <= config.hardware.slot_groups
         if not layer.hidden:
-            lanes = layer.tiles_per_unit * config.hardware.tile_outputs
-            assert (layer.units - 1) * lanes < layer.outputs <= layer.units * lanes  # no unit is empty
+            check_lines(layer)
         assert layer.unit_bytes % config.hardware.stripe_bytes == 0
 
 
 def test_folding_counts_of_small() -> None:
-    layers = {layer.name: layer for layer in engine_layers(Config(network("m3vit-small-pascal")))}
-    assert layers["blocks.0.qkv"].units == 2
-    assert layers["blocks.0.proj"].units == 1
-    assert layers["blocks.0.mlp"].units == 4
-    assert (layers["blocks.1.mlp"].units, layers["blocks.1.mlp"].experts) == (1, 16)
-    assert layers["blocks.1.mlp"].macs_per_pair == 2 * 384 * 384
-    assert layers["blocks.0.qkv"].macs_per_pair == 384 * 1152
+    found = {layer.name: layer for layer in engine_layers(Config(network("m3vit-small-pascal")))}
+    assert found["blocks.0.qkv"].units == 2
+    assert found["blocks.0.proj"].units == 1
+    assert found["blocks.0.mlp"].units == 4
+    assert (found["blocks.1.mlp"].units, found["blocks.1.mlp"].experts) == (1, 16)
+    assert found["blocks.1.mlp"].macs_per_pair == 2 * 384 * 384
+    assert found["blocks.0.qkv"].macs_per_pair == 384 * 1152
 
 
 def test_odd_sizes_fold() -> None:

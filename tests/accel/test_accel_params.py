@@ -218,11 +218,63 @@ def test_heads_of_other_tasks_do_not_fit() -> None:
     assert refusal(replaced((), "heads", swapped)).startswith("heads.semseg.fc2.weight: expected shape (192, 24)")
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [np.zeros(4), np.array([1.0, np.nan], np.float32), np.array([-np.inf], np.float32), np.zeros(3, np.int8)],
-    ids=["double", "nan", "infinite", "integers"],
-)
-def test_float_heads_are_finite_float32(tensor: np.ndarray) -> None:
-    encoder = changed(with_pup_heads(ENCODER), ("heads", "depth", "tensors", "conv_0.bias"), tensor)
-    assert refusal(encoder).startswith("heads.depth.conv_0.bias: expected finite float32, found ")
+# ---- float heads ----------------------------------------------------------------------
+
+PUP = with_pup_heads(ENCODER)
+TENSORS: Place = ("heads", "depth", "tensors")
+
+
+def test_float_heads_have_the_tensors_of_setr_pup() -> None:
+    names = ["norm.weight", "norm.bias", *[f"conv_{i}.{part}" for i in range(5) for part in ("weight", "bias")]]
+    expected = f"heads.depth: expected tensors {', '.join(names)}, found"
+    tensors = at(PUP, TENSORS)
+    assert sorted(tensors) == sorted(names)
+    for name in names:
+        rest = {key: array for key, array in tensors.items() if key != name}
+        assert refusal(changed(PUP, TENSORS, rest)) == f"{expected} {', '.join(rest)}"
+    assert refusal(changed(PUP, TENSORS, {})) == f"{expected} none"
+    more = tensors | {"conv_5.bias": np.zeros(1, np.float32)}
+    assert refusal(changed(PUP, TENSORS, more)) == f"{expected} {', '.join(more)}"
+
+
+def test_every_float_tensor_has_its_shape_and_type() -> None:
+    shapes = {"norm.weight": (16,), "norm.bias": (16,), "conv_0.weight": (256, 16, 3, 3)}
+    shapes |= {f"conv_{i}.weight": (256, 256, 3, 3) for i in (1, 2, 3)} | {f"conv_{i}.bias": (256,) for i in range(4)}
+    shapes |= {"conv_4.weight": (1, 256, 1, 1), "conv_4.bias": (1,)}
+    assert set(shapes) == set(at(PUP, TENSORS))
+    for name, shape in shapes.items():
+        array, place = at(PUP, TENSORS)[name], (*TENSORS, name)
+        assert array.shape == shape
+        where = f"heads.depth.{name}"
+        short = array[..., :-1]
+        assert refusal(changed(PUP, place, short)) == f"{where}: expected shape {shape}, found {short.shape}"
+        for other in (np.float64, np.float16, np.int8):
+            message = refusal(changed(PUP, place, array.astype(other)))
+            assert message == f"{where}: expected float32, found {np.dtype(other)}"
+        assert refusal(changed(PUP, place, None)) == f"{where}: expected float32, found NoneType"
+        for odd in (np.nan, np.inf, -np.inf):
+            copy = array.copy()
+            copy.reshape(-1)[-1] = odd
+            assert refusal(changed(PUP, place, copy)) == f"{where}: expected finite values, found others"
+
+
+def test_float_heads_follow_their_network() -> None:
+    """Output channels are the task's; the width is the encoder's."""
+    heads = dict(PUP.heads)
+    swapped = heads | {"semseg": heads["edge"], "edge": heads["semseg"]}
+    expected = "heads.semseg.conv_4.weight: expected shape (3, 256, 1, 1), found (1, 256, 1, 1)"
+    assert refusal(dataclasses.replace(PUP, heads=swapped)) == expected
+    wide = with_pup_heads(random_encoder(dataclasses.replace(NETWORK, embed_dim=32), seed=4)).heads
+    message = refusal(dataclasses.replace(PUP, heads=wide))
+    assert message == "heads.semseg.norm.weight: expected shape (16,), found (32,)"
+
+
+def test_heads_are_of_the_kind_that_the_network_names() -> None:
+    light = dataclasses.replace(PUP, network=ENCODER.network)
+    assert refusal(light) == "heads.semseg: expected a light head, found a pup head"
+    pup = dataclasses.replace(ENCODER, network=PUP.network)
+    assert refusal(pup) == "heads.semseg: expected a pup head, found a light head"
+    mixed = changed(PUP, ("heads", "edge"), ENCODER.heads["edge"])
+    assert refusal(mixed) == "heads.edge: expected a pup head, found a light head"
+    mixed = changed(ENCODER, ("heads", "depth"), PUP.heads["depth"])
+    assert refusal(mixed) == "heads.depth: expected a light head, found a pup head"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,15 @@ from PIL import Image
 pytest.importorskip("torch")
 pytest.importorskip("brevitas")
 
+from accel.bundle import open_bundle  # noqa: E402
+from accel.config import network_from_dict  # noqa: E402
 from cli.main import main  # noqa: E402
+from cli.verification import Frame, verify  # noqa: E402
 from model.checkpoint import load_checkpoint  # noqa: E402
-from model.datasets import DATASETS  # noqa: E402
+from model.datasets import DATASETS, open_dataset  # noqa: E402
+from model.vit import MultiTaskViT  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = """
 recipe = "{recipe}"
@@ -51,7 +57,7 @@ METRICS = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def trained(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callable[[str], dict[str, Any]]:
     """Data set → its sample tree, a small recipe for it, and the folder of a trained run."""
     made: dict[str, dict[str, Any]] = {}
 
@@ -85,12 +91,55 @@ def test_every_task_trains_evaluates_exports_and_runs(name: str, trained: Any, m
         assert {task: set(values) for task, values in evaluated["metrics"].items()} == {t: METRICS[t] for t in tasks}
         assert evaluated["metrics"] == saved["metrics"][stage] == load_checkpoint(checkpoint).metrics
 
-    bundle = tmp_path / "bundle"
-    assert m3vit("export", made["run"] / "qat.safetensors", bundle, "-q").code == 0
-    photo = tmp_path / "photo.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(photo)
-    ran = m3vit("run", bundle, "--image", photo, "--out", tmp_path / "out", "--json").json()
-    assert set(ran["tasks"]) == set(tasks)
+    assert_heads_learned(made["run"], tasks)
+    assert_golden_equals_torch(m3vit, name, made, made["run"], tasks)
+
+
+def assert_heads_learned(run: Path, tasks: Sequence[str]) -> None:
+    """Every task's head, light or PUP, left its initial values behind in the float stage."""
+    import torch
+
+    saved = load_checkpoint(run / "float.safetensors")
+    fresh = MultiTaskViT(network_from_dict(saved.network), saved.options["seed"]).state_dict()
+    assert fresh.keys() == saved.weights.keys()
+    for task in tasks:
+        weights = [key for key in fresh if key.startswith(f"decoders.{task}.") and key.endswith("weight")]
+        changed = [key for key in weights if not torch.equal(fresh[key], saved.weights[key])]
+        assert weights and changed == weights
+
+
+def assert_golden_equals_torch(m3vit: Any, name: str, made: dict[str, Any], run: Path, tasks: Sequence[str]) -> None:
+    """Exported, the golden model computes what the quantized model does, on the first image to evaluate on."""
+    bundle = run.parent / f"{run.name}-bundle"
+    assert m3vit("export", run / "qat.safetensors", bundle, "-q").code == 0
+    opened = open_bundle(bundle)
+    network = opened.config.network
+    assert network.task_names == tuple(tasks)
+    image = open_dataset(name, "val", network, root=made["data"]).first_images(1)[0]
+    report = verify(opened, [Frame("val 0", image)], tasks, ["torch"], checkpoint=str(run / "qat.safetensors"))
+    for task in tasks:
+        compared, mismatches = report.total(backend="torch", task=task)
+        assert compared > network.tokens * network.embed_dim and mismatches == 0, (task, report.first)
+        if network.head == "light":
+            assert report.total(backend="torch", task=task, kind="head.output")[0] > 0
+
+
+VARIANTS = [("multi_gate", "pup"), ("task_conditioned", "light"), ("task_conditioned", "pup")]  # the fourth is above
+
+
+@pytest.mark.parametrize(("routing", "head"), VARIANTS)
+def test_routings_and_heads_reach_the_golden_model(
+    routing: str, head: str, trained: Any, m3vit: Any, tmp_path: Path
+) -> None:
+    made, tasks = trained("cityscapes"), DATASETS["cityscapes"].task_names
+    run = tmp_path / "run"
+    outcome = m3vit("train", made["config"], "--data-root", made["data"], "--out", run, "--no-tensorboard", "-q",
+                    "--routing", routing, "--head", head)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    found = load_checkpoint(run / "qat.safetensors").network
+    assert (found["routing"], found["head"]) == (routing, head)
+    assert_heads_learned(run, tasks)
+    assert_golden_equals_torch(m3vit, "cityscapes", made, run, tasks)
 
 
 def test_dumps_and_delta_m(trained: Any, m3vit: Any, tmp_path: Path) -> None:
@@ -142,6 +191,8 @@ def test_single_task_with_pup_heads_and_other_routing(trained: Any, m3vit: Any, 
     assert set(one["metrics"]["float"]) == set(one["metrics"]["qat"]) == {"depth"}
     saved = load_checkpoint(tmp_path / "one" / "float.safetensors")
     assert "decoders.depth.conv_4.weight" in saved.weights and saved.step == 1
+    assert_heads_learned(tmp_path / "one", ["depth"])
+    assert_golden_equals_torch(m3vit, "cityscapes", made, tmp_path / "one", ["depth"])
     other = m3vit("train", made["config"], "--out", tmp_path / "two", *arguments, "--routing", "task_conditioned",
                   "--task", "semseg", "--lr", 0.01)  # fmt: skip
     assert set(other.json()["metrics"]["float"]) == {"semseg"}
@@ -173,6 +224,15 @@ def test_errors(trained: Any, m3vit: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert "expected SIZE-DATASET-MODE" in m3vit("eval", "nothing", checkpoint).error()
     other = m3vit("eval", "tiny-nyud-multi_gate", checkpoint).error()
     assert "network.image_height: expected 480 as in recipe 'tiny-nyud-multi_gate', found 32" in other
+    foreign = tmp_path / "foreign.toml"
+    foreign.write_text(SMALL.format(recipe="tiny-cityscapes-multi_gate"))
+    assert "task 'semseg': channels: expected 7" in m3vit("eval", foreign, checkpoint).error()
+    foreign.write_text(SMALL.format(recipe="tiny-pascal-single_task-sal"))
+    assert "network.tasks: expected one of sal as in" in m3vit("eval", foreign, checkpoint).error()
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(made["config"].read_text().replace("[quantization]", "[quantization]\nlr = 0"))
+    error = m3vit("train", wrong, "--data-root", made["data"], "--out", tmp_path / "never").error()
+    assert "wrong.toml: quantization.lr = 0: expected more than 0" in error and not (tmp_path / "never").exists()
     assert "root: expected a directory" in m3vit("eval", made["config"], checkpoint).error()
     assert "task 'sal'" in m3vit("eval", made["config"], checkpoint, "--task", "sal").error()
     assert "none.safetensors" in m3vit("eval", made["config"], tmp_path / "none.safetensors").error()

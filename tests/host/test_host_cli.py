@@ -203,11 +203,14 @@ def test_verify_golden(m3vit, bundle):
     assert (report["frames"], report["seed"], report["config_hash"]) == (3, 7, bundle.config.hash)
     # Counted anew from the dimensions: nothing may be left out silently.
     tokens, width = net.tokens, net.embed_dim
-    block = tokens * width * (6 + 2)  # norm1, qkv (3), attention, attn_residual, norm2, residual
-    head = sum((tokens - 1) * (width + net.head_hidden + 64 * task.channels) for task in net.tasks)
-    live = tasks * (tokens * width + net.depth * block + len(net.moe_blocks)) + head
+    block = tokens * width * 5  # qkv (3), attn_residual, residual
+    live = tasks * (tokens * width + net.depth * block + len(net.moe_blocks))
     replay = tasks * sum(layer.tokens * layer.outputs for layer in engine_layers(bundle.config))
     assert report["compared"] == 3 * (live + replay)
+    # The host's share is checked, but does not count: norm1, attention, norm2 and the heads.
+    head = sum((tokens - 1) * (width + net.head_hidden + 64 * task.channels) for task in net.tasks)
+    assert report["host_compared"] == 3 * (tasks * net.depth * tokens * width * 3 + head)
+    assert not {"norm1", "attention", "norm2", "head.output"} & set(report["per_boundary"])
     assert report["per_backend"]["golden"]["compared"] == report["compared"]
     assert sum(kind["compared"] for kind in report["per_boundary"].values()) == report["compared"]
     assert sum(task["compared"] for task in report["per_task"].values()) == report["compared"]

@@ -12,7 +12,7 @@ from accel import pack
 from accel.bundle import write_bundle
 from accel.commands import Command, Opcode
 from accel.compiler import Program, layer_bytes, live_program
-from accel.config import Formats, engine_hash, hardware
+from accel.config import Formats, build_hash, engine_hash, hardware
 from accel.errors import BundleError, DeviceError, DeviceTimeout
 from accel.golden import GoldenEngine
 from accel.layers import engine_layers
@@ -145,10 +145,13 @@ def test_hang_while_identifying(driver, device, bundle):
         ({"unit_bytes": 1024}, r"ADDRESS .* field unit_bytes = 1024"),
     ],
 )
-def test_errors_in_the_record_are_decoded(driver, bundle, fields, pattern):
+def test_errors_in_the_record_are_decoded(driver, bundle, monkeypatch, fields, pattern):
+    """What the driver would refuse itself, had it looked."""
     with driver.load(bundle) as loaded:
         program, expected, output = qkv_program(loaded)
-        run = loaded.start(changed(program, **fields))
+        with monkeypatch.context() as patch:
+            patch.setattr("host.driver._check_program", lambda *_: None)
+            run = loaded.start(changed(program, **fields))
         for _ in range(2):
             with pytest.raises(DeviceError, match=pattern):
                 run.wait()
@@ -188,6 +191,17 @@ def test_wrong_engine_is_refused_before_weights_are_placed(bundle, monkeypatch):
         expected = engine_hash(Formats(), hardware("zcu104"))
         with pytest.raises(DeviceError, match=f"engine_hash: expected {expected:#010x}.*'ci'"):
             driver.load(bundle)
+
+
+def test_a_bundle_for_a_slower_engine_with_fewer_slots_runs(bundle):
+    """Clock, slots and name are no part of an engine's identity."""
+    fast = dataclasses.replace(CI, name="fast", clock_mhz=500, weight_slots=5, outstanding=16)
+    with GoldenDevice(fast, Formats()) as device, Driver(device) as driver, driver.load(bundle) as loaded:
+        program, expected, output = qkv_program(loaded)
+        record = loaded.run(program)
+        assert (output() == expected).all()
+        assert record.header["engine_hash"] == bundle.config.engine_hash
+        assert record.header["build_hash"] == build_hash(Formats(), fast) != build_hash(Formats(), CI)
 
 
 def test_two_bundles_resident(driver, bundle, other_bundle):
@@ -238,13 +252,20 @@ def test_sizes_are_checked_before_any_register(driver, device, bundle, monkeypat
     with driver.load(bundle) as loaded:
         program, _, _ = qkv_program(loaded)
         monkeypatch.setattr(device, "write_register", lambda *_: pytest.fail("register written"))
-        room = program.arena.sizes["program"]
+        room, end, stripe = program.arena.sizes["program"], program.arena.bytes, CI.stripe_bytes
+        first = r"program: command 0 of 3 \(LINEAR, job 0, layer 0\)"
         long = Program((*program.commands[:1] * 5, *program.commands[1:]), program.arena, program.jobs)
         cases = [
             (long, rf"program bytes = {7 * 64}: expected at most {room}"),
             (dataclasses.replace(program, jobs=program.jobs * 9), "record bytes = .*: expected at most"),
-            (changed(program, output=program.arena.bytes), "command 0: output = .*: expected below"),
+            (changed(program, output=end), rf"{first}: expected its output to end within the arena's {end} bytes"),
+            (changed(program, weights=end - stripe), f"{first}: expected everything it reads to end within"),
+            (changed(program, input=64), f"{first} field input = 64: an offset that is not aligned"),
+            (changed(program, inputs=12), f"{first} field inputs = 12: a shape"),
+            (changed(program, weight_source=1), f"{first} field weight_source = 1: the engine does not know"),
         ]
+        size = layer_of(bundle, "blocks.1.qkv").expert_bytes
+        assert size > stripe, "these weights start inside the arena and end outside"
         for bad, pattern in cases:
             with pytest.raises(DeviceError, match=pattern):
                 loaded.start(bad)

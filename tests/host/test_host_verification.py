@@ -38,6 +38,18 @@ def test_equal_and_different():
     assert report.kinds() == ["qkv", "embed"] and report.kinds("y") == []
 
 
+def test_what_the_host_computes_is_checked_but_does_not_count():
+    report = Report()
+    report.add("x", "f", "t", boundary(np.arange(6).reshape(2, 3), "blocks.0.norm1")._replace(by_host=True))
+    assert report.host_compared == 6 and not report.compared and not report.kinds() and not report.ok(["x"])
+    report.add("x", "f", "t", boundary(np.arange(6).reshape(2, 3)))
+    assert report.ok(["x"])
+    report.add("x", "f", "t", boundary(np.zeros((2, 3)), "blocks.0.norm1")._replace(by_host=True))
+    found = report.as_dict(["x"])
+    assert (found["compared"], found["host_compared"], found["mismatches"], found["ok"]) == (6, 12, 5, False)
+    assert found["first_mismatch"]["boundary"] == "blocks.0.norm1"
+
+
 @pytest.mark.parametrize("found", [None, np.arange(6), np.zeros((2, 2))])
 def test_missing_or_misshapen(found):
     report = Report()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from accel.errors import ConfigError, DataError
-from model import data
+from model import data, scenes
 from model.data import Batches, Dataset, scene_dataset
 
 
@@ -19,7 +19,7 @@ def test_splits_differ_and_longer_sets_begin_alike() -> None:
     assert not any((a == b).all() for a in train.images for b in val.images)
     np.testing.assert_array_equal(train.images, longer.images[:6])
     assert len({train.key, val.key, longer.key}) == 3
-    seeds = {data.split_seed(s, split) for s in range(5) for split in data.SPLITS}
+    seeds = {scenes.split_seed(s, split) for s in range(5) for split in scenes.SPLITS}
     assert len(seeds) == 10
 
 

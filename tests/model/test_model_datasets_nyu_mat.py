@@ -67,7 +67,7 @@ def test_mapping_as_json(folder: Path) -> None:
     with pytest.raises(DataError, match="classMapping40.json: semseg: class 'class 5': expected a number, found none"):
         open_source("nyud", "val", ["semseg"], folder)
     path.write_text("[41]")
-    with pytest.raises(DataError, match=r"classMapping40.json: mapClass: expected numbers 0 \(void\) to 40"):
+    with pytest.raises(DataError, match=r"json: semseg: class 1: expected a whole number from 0 \(void\) to 40"):
         open_source("nyud", "val", ["semseg"], folder)
     path.write_text("{")
     with pytest.raises(DataError, match="classMapping40.json: semseg: expected JSON"):

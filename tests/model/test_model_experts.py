@@ -170,6 +170,18 @@ def test_pruning_twice_keeps_the_original_indices(tiny: Network) -> None:
         experts.prune_checkpoint(twice, experts.PruningPlan(2, {}, {1: [0, 1]}, {}))
 
 
+def test_pruning_keeps_what_is_left_of_windows(tiny: Network, tmp_path: Path) -> None:
+    rows = {task: [1, 2, 3] for task in tiny.task_names}
+    base = dataclasses.replace(checkpoint_of(MultiTaskViT(tiny)), extra={"expert_windows": {"1": rows, "3": rows}})
+    plan = experts.PruningPlan(2, {}, {1: [0, 2, 3], 3: [1, 2, 3]}, {})
+    pruned = experts.prune_checkpoint(base, plan)
+    assert pruned.extra["expert_windows"]["1"]["edge"] == [1, 2]
+    assert pruned.extra["expert_windows"]["3"]["edge"] == [0, 1, 2]
+    assert base.extra["expert_windows"]["1"]["edge"] == [1, 2, 3]
+    with pytest.raises(ConfigError, match="block 3: 1 experts left in the window of 'semseg': expected at least top_k"):
+        experts.prune_checkpoint(base, experts.PruningPlan(2, {}, {1: [1, 2], 3: [0, 1]}, {}))
+
+
 def test_usage_round_trip_and_damage(tiny: Network, scenes_train: Dataset, tmp_path: Path) -> None:
     usage = experts.measure_usage(MultiTaskViT(tiny), scenes_train)
     assert usage.images == 40 and usage.tokens_per_image == 7 and set(usage.tokens) == set(tiny.task_names)

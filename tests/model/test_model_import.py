@@ -79,7 +79,7 @@ def test_original_checkpoint_equals_the_formulas(
         torch.save(original.checkpoint(state), path, _use_new_zipfile_serialization=False)
     else:
         path = save_file(tmp_path, state, prefix="" if "without" in layout else "module.")
-    model, report = import_checkpoint(path, original.NETWORK)
+    model, report = import_checkpoint(path, original.NETWORK, normalization="imagenet")
     # Every key of the file is used, and every weight of the model comes from it.
     assert set(report.used.values()) == set(state)
     assert set(report.used) == set(model.state_dict())
@@ -251,3 +251,12 @@ def test_half_precision_and_load_weights(tmp_path: Path) -> None:
     save_imported(tmp_path / "x.safetensors", model, report)
     load_weights(MultiTaskViT(model.network), load_checkpoint(tmp_path / "x.safetensors"))
     refused(tmp_path / "x.safetensors", "already a m3vit-checkpoint")
+
+
+def test_normalization_is_asked_for_or_said(tmp_path: Path) -> None:
+    path = save_file(tmp_path, original.state_dict("multi_gate"))
+    _, report = import_checkpoint(path, original.NETWORK)
+    assert report.normalization == "imagenet" and report.warnings[0].startswith("normalization: none given: assumed")
+    city = dataclasses.replace(original.NETWORK, image_height=128, image_width=256)
+    with pytest.raises(ConfigError, match="normalization: expected imagenet, unit, half, none, found none: a network"):
+        import_checkpoint(path, city)

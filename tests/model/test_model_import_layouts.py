@@ -179,7 +179,8 @@ def test_deit(tmp_path: Path, student: Network, container: str) -> None:
 
 def test_head_trap_is_warned_about(tmp_path: Path, student: Network) -> None:
     torch.save({"model": deit()}, tmp_path / "deit.pth")
-    _, report = import_checkpoint(tmp_path / "deit.pth", dataclasses.replace(student, heads=2))
+    two = dataclasses.replace(student, heads=2)
+    _, report = import_checkpoint(tmp_path / "deit.pth", two, normalization="imagenet")
     assert len(report.warnings) == 1 and "2 heads of 32 channels" in report.warnings[0]
     assert "heads = 1 keeps the pre-trained function" in report.warnings[0]
     small = network("m3vit-small-pascal")

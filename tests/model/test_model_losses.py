@@ -30,6 +30,13 @@ def test_depth_counts_known_pixels_only() -> None:
     check("log_depth", output, target.clamp(max=1), 5.0, 2)  # ln 1 = 0: |1| and |9|
 
 
+def test_255_metres_are_a_depth_and_what_is_not_finite_is_unknown() -> None:
+    target = torch.tensor([[[255.0, math.nan, math.inf]]])
+    check("depth", torch.full((1, 1, 1, 3), 254.0), target, 1.0, 1)
+    normals = torch.tensor([[[[0.0, 0, 1], [math.nan, 0, 0], [math.inf, 0, 0]]]])
+    check("normals", torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).repeat(1, 1, 1, 3), normals, 2 / 3, 3)
+
+
 def test_normals_compare_directions() -> None:
     output = torch.tensor([0.0, 0.0, -7.0]).view(1, 3, 1, 1).repeat(1, 1, 1, 3)
     target = torch.tensor([[[[0.0, 0, -1], [0, 1, 0], [0, 0, 0]]]])

@@ -314,8 +314,10 @@ def test_results_come_from_files(tmp_path: Path) -> None:
         ("{", "cannot read results"),
         ("[]", "expected an object of tasks"),
         ('{"semseg": 3}', "semseg: expected an object of metrics, found int"),
-        ('{"semseg": {"miou": "x"}}', "semseg.miou: expected a number, found 'x'"),
-        ('{"semseg": {"miou": NaN}}', "semseg.miou: expected a number, found nan"),
+        ('{"semseg": {"miou": "x"}}', "semseg.miou: expected a finite number, found 'x'"),
+        ('{"semseg": {"miou": NaN}}', "semseg.miou: expected a finite number, found 'nan'"),
+        ('{"semseg": {"miou": -Infinity}}', "semseg.miou: expected a finite number, found '-inf'"),
+        ('{"semseg": {"miou": 1' + "0" * 400 + "}}", "semseg.miou: expected a finite number"),
         ('{"semseg": {"miou": 1, "miou": 2}}', "field 'miou' is given twice"),
     ],
 )
@@ -324,6 +326,56 @@ def test_bad_results(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"results.json: .*{message}|results.json: {message}"):
         read_results([path])
+
+
+def test_results_of_another_data_set_or_split(tmp_path: Path) -> None:
+    path = tmp_path / "depth.json"
+    path.write_text(json.dumps({"dataset": "nyud", "split": "val", "metrics": {"depth": {"rmse": 0.5}}}))
+    assert read_results([path], dataset="nyud", split="val") == read_results([path]) == {"depth": {"rmse": 0.5}}
+    with pytest.raises(ConfigError, match="depth.json: dataset: expected 'cityscapes' as evaluated, found 'nyud'"):
+        read_results([path], dataset="cityscapes", split="val")
+    with pytest.raises(ConfigError, match="depth.json: split: expected 'train' as evaluated, found 'val'"):
+        read_results([path], dataset="nyud", split="train")
+    path.write_text(json.dumps({"depth": {"rmse": 0.5}}))  # says nothing of them
+    assert read_results([path], dataset="nyud", split="val") == {"depth": {"rmse": 0.5}}
+
+
+@pytest.mark.parametrize(("own", "reference"), [(math.nan, 0.5), (math.inf, 0.5), (0.5, math.nan), (0.5, -math.inf)])
+def test_delta_of_values_that_are_not_finite(own: float, reference: float) -> None:
+    with pytest.raises(ConfigError, match="depth.rmse: expected a finite number"):
+        delta_m({"depth": {"rmse": own}}, {"depth": {"rmse": reference}})
+
+
+def test_edge_tolerance_belongs_to_the_data_set() -> None:
+    """A prediction 0.01 of the diagonal beside the truth is right at NYUD-v2's tolerance only."""
+    from model.datasets import DATASETS
+
+    truth = np.zeros((1, 60, 80), np.uint8)
+    logits = np.full((1, 1, 60, 80), -20.0)
+    truth[0, 30, 10:70] = 1
+    logits[0, 0, 31, 10:70] = 20  # one pixel lower; the diagonal is 100
+    found = {}
+    for name in ("pascal", "nyud"):
+        meter = benchmark_meter(Task("edge", 1, "binary"), edge_tolerance=DATASETS[name].edge_tolerance)
+        meter.update(logits, truth)
+        found[name] = meter.result()["ods_f"]
+    assert found == {"pascal": 0.0, "nyud": pytest.approx(100)}
+    assert {name: spec.edge_tolerance for name, spec in DATASETS.items() if "edge" in spec.task_names} == {
+        "pascal": 0.0075, "nyud": 0.011,
+    }  # fmt: skip
+
+
+def test_255_metres_are_a_depth_and_what_is_not_finite_is_unknown() -> None:
+    target = np.array([[[255.0, 0.0, np.nan, np.inf]]], np.float32)
+    meter = benchmark_meter(Task("depth", 1, "depth"))
+    meter.update(np.full((1, 1, 1, 4), 254.0), target)
+    assert meter.result()["rmse"] == pytest.approx(1)
+    normals = np.zeros((1, 1, 3, 3), np.float32)
+    normals[0, 0, 0] = (0, 0, 1)
+    normals[0, 0, 1] = np.nan
+    angles = benchmark_meter(Task("normals", 3, "normals"))
+    angles.update(np.moveaxis(np.full((1, 1, 3, 3), (1.0, 0.0, 0.0)), -1, 1), normals)
+    assert angles.result()["mean_angle"] == pytest.approx(90) and angles.count == 1
 
 
 def test_results_file_missing(tmp_path: Path) -> None:

@@ -67,9 +67,11 @@ def test_packaged_recipe_is_complete(name: str) -> None:
     recipe = load_recipe(name)
     net = recipe_network(recipe)
     size, dataset, mode, *task = name.split("-")
-    assert (recipe.dataset, net.name, net.task_names) == (dataset, name, recipe.tasks)
+    part, dataset = dataset, recipe.dataset
+    assert (dataset, net.name, net.task_names) == (part.removesuffix("2"), name, recipe.tasks)
     assert net.routing == ("task_conditioned" if mode == "task_conditioned" else "multi_gate")
-    assert recipe.tasks == tuple(task) if task else set(recipe.tasks) == set(LOSS_WEIGHTS[dataset])
+    whole = {"semseg", "depth"} if part == "nyud2" else set(LOSS_WEIGHTS[dataset])
+    assert recipe.tasks == tuple(task) if task else set(recipe.tasks) == whole
     options = recipe.options(100)
     assert options.loss_weights == {task: LOSS_WEIGHTS[dataset][task] for task in recipe.tasks}
     if dataset == "scenes":
@@ -89,7 +91,8 @@ def test_there_is_a_recipe_for_every_combination() -> None:
         for dataset in DATASETS:
             stem = f"{size}-{dataset}"
             assert {f"{stem}-{mode}" for mode in MODES[1:]} <= set(names)
-            assert {f"{stem}-single_task-{task}" for task in SPECS[dataset].task_names} <= set(names)
+            tasks = ("semseg", "depth") if dataset == "nyud2" else SPECS[dataset].task_names
+            assert {f"{stem}-single_task-{task}" for task in tasks} <= set(names)
 
 
 @pytest.mark.parametrize(
@@ -153,13 +156,24 @@ def test_own_file_may_hold_everything(file) -> None:
         ("batch = 3", "batch = 3.5", "batch = 3.5: expected an integer"),
         ("batch = 3", "batch = true", "batch = True: expected an integer"),
         ("batch = 3", "batch =", "not valid TOML"),
-        ("epochs = 2", "epochs = 0", "epochs = 0: expected at least 1"),
+        ("epochs = 2", "epochs = -1", "epochs = -1: expected at least 0"),
         ('"cityscapes"', '"kitti"', "dataset = 'kitti': expected one of scenes, pascal, nyud, cityscapes"),
         ('"sgd"', '"adam"', "optimizer = 'adam': expected one of sgd, adamw"),
         ('"sgd"', '"adamw"', "adamw: missing"),
         ("lr = 0.1", "", "sgd.lr: missing"),
         ("lr = 0.1", 'lr = "fast"', "sgd.lr = 'fast': expected a number"),
         ("lr = 0.1", "lr = nan", "sgd.lr = nan: expected a finite number"),
+        ("lr = 0.1", "lr = 0", "sgd.lr = 0: expected more than 0"),
+        ("momentum = 0", "momentum = 1", "sgd.momentum = 1: expected at least 0 and less than 1"),
+        ("momentum = 0", "momentum = 0\nclip = -1", "sgd.clip = -1: expected at least 0"),
+        ("momentum = 0", "momentum = 0\nwarmup_epochs = -0.1", "sgd.warmup_epochs = -0.1: expected at least 0"),
+        ('schedule = "poly"', 'schedule = "step"', "sgd.schedule = 'step': expected cosine or poly"),
+        ('"sgd"', '"adamw"\nadamw = {lr = 1, beta1 = 1, beta2 = 0, weight_decay = 0, schedule = "poly"}',
+         "adamw.beta1 = 1: expected at least 0 and less than 1"),
+        ('"sgd"', '"sgd"\nprecision = "half"', "precision = 'half': expected auto or float32"),
+        ("gate_noise = 0", "gate_noise = -1", "gate_noise = -1: expected at least 0"),
+        ("lr = 1e-3", "lr = 0", "quantization.lr = 0: expected more than 0"),
+        ("weight_bits = 4", "weight_bits = 1", "quantization.weight_bits = 1: expected 2 to 8"),
         ("momentum = 0", "momentums = 0", "sgd.momentums: unknown field"),
         ('["depth"]', '["depth", "semseg"]', "tasks: 'semseg': expected one of depth"),
         ('["depth"]', '["depth", "depth"]', "tasks: 'depth' is given twice"),
@@ -192,7 +206,7 @@ def test_errors_name_file_and_field(file, old: str, new: str, message: str) -> N
         ("small-nyud-single_task", "expected small-nyud-single_task-TASK with one of semseg, depth"),
         ("small-nyud-single_task-sal", "with one of semseg, depth, normals, edge"),
         ("small-nyud-multi_gate-depth", "without a task"),
-        ("small-scenes-multi_gate", "data set 'scenes': expected one of pascal, nyud, cityscapes"),
+        ("small-scenes-multi_gate", "data set 'scenes': expected one of pascal, nyud, nyud2, cityscapes"),
         ("demo-nyud-multi_gate", "data set 'nyud'"),
         ("nothing", "expected SIZE-DATASET-MODE"),
     ],

@@ -1,6 +1,6 @@
-"""Trains the tiny network: started by tests as one process, as several, or to be killed.
+"""Trains a small network: started by tests as one process, as several, or to be killed.
 
-Arguments: folder, heads, steps, dtype, and optionally the step after which to die by SIGKILL.
+Arguments: folder, cases (of CASES, separated by commas), steps, and optionally the step after which to die by SIGKILL.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch  # noqa: E402
 from model_tiny import TINY  # noqa: E402
 
+from accel.config import network as preset  # noqa: E402
 from model.data import scene_dataset  # noqa: E402
 from model.train import TrainOptions, fit  # noqa: E402
 from model.vit import MultiTaskViT  # noqa: E402
+
+CASES = {
+    "light": (dataclasses.replace(TINY, head="light"), torch.float32),
+    "light64": (dataclasses.replace(TINY, head="light"), torch.float64),
+    "pup64": (dataclasses.replace(TINY, head="pup"), torch.float64),
+    "demo": (preset("m3vit-demo"), torch.float32),
+}
+"""Name -> network and type of its weights."""
 
 
 def options(steps: int) -> TrainOptions:
@@ -35,23 +44,21 @@ def options(steps: int) -> TrainOptions:
     )
 
 
-def train(
-    folder: Path, head: str, steps: int, dtype: str = "float32", die_after: int | None = None
-) -> None:
+def train(folder: Path, case: str, steps: int, die_after: int | None = None) -> None:
     """Train in ``folder``; SIGKILL this process after step ``die_after``."""
-    network = dataclasses.replace(TINY, head=head)
-    data = scene_dataset("train", 40, 16, 24, seed=3, workers=1, quiet=True)
+    network, dtype = CASES[case]
+    size = network.image_height, network.image_width
+    data = scene_dataset("train", 40, *size, seed=3, workers=1, quiet=True)
 
     def on_step(done: int) -> None:
         if done == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    model = MultiTaskViT(network).to(getattr(torch, dtype))
+    model = MultiTaskViT(network).to(dtype)
     fit(model, data, options(steps), folder, device="cpu", on_step=on_step)
 
 
 if __name__ == "__main__":
-    where, *heads = sys.argv[1], *sys.argv[2].split(",")
-    for name in heads:
-        death = int(sys.argv[5]) if len(sys.argv) > 5 else None
-        train(Path(where) / name, name, int(sys.argv[3]), sys.argv[4], death)
+    for name in sys.argv[2].split(","):
+        death = int(sys.argv[4]) if len(sys.argv) > 4 else None
+        train(Path(sys.argv[1]) / name, name, int(sys.argv[3]), death)

@@ -249,9 +249,18 @@ def test_final_outputs_only() -> None:
     assert all(np.array_equal(expected[name], value) for name, value in found.items())
 
 
+def pup_head(width: int, channels: int) -> PupHead:
+    """A float head of zeros."""
+    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,)}
+    for index, inputs in enumerate((width, 256, 256, 256)):
+        shapes |= {f"conv_{index}.weight": (256, inputs, 3, 3), f"conv_{index}.bias": (256,)}
+    shapes |= {"conv_4.weight": (channels, 256, 1, 1), "conv_4.bias": (channels,)}
+    return PupHead({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+
+
 def test_pup_head_ends_at_the_last_residual() -> None:
     encoder = make_encoder(TINY, "plain")
-    heads = {name: PupHead({}) for name in TINY.task_names}
+    heads = {task.name: pup_head(TINY.embed_dim, task.channels) for task in TINY.tasks}
     encoder = dataclasses.replace(encoder, network=dataclasses.replace(TINY, head="pup"), heads=heads)
     outputs = [value.name for value in build_integer_onnx(encoder, "depth").graph.output]
     assert outputs[-1] == "blocks.3.residual" and len(outputs) == 1 + 4 * 6 + 2 * 2
