@@ -50,7 +50,7 @@ HEADER = _table(
     0, 4,
     ("magic", "0x4D335654"),
     ("version", "layout of this record"),
-    ("engine_hash", "identity of formats and hardware parameters"),
+    ("engine_hash", "identity: what bytes in memory and results depend on"),
     ("error", "error code"),
     ("error_command", "index of the command that failed"),
     ("error_detail", "port for bus errors, field number for others"),
