@@ -140,6 +140,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged safetensors file: {' '.join(str(error).split())}") from error
 
 
+def _looks_pickled(path: Path) -> bool:
+    """Whether a file starts as torch.save writes it: a zip archive, or a pickle of protocol 2 and later."""
+    with path.open("rb") as file:
+        return file.read(4)[:2] in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
+
+
 def load_pickle(path: Path) -> Any:
     """``torch.load`` limited to tensors and plain values, on the CPU.
 
@@ -160,6 +166,9 @@ def load_pickle(path: Path) -> Any:
             ) from error
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one: it cannot be unpickled safely") from error
     except Exception as error:  # a cut or altered pickle can raise anything
+        if not _looks_pickled(path):
+            found = "another or a damaged one"
+            raise CheckpointError(f"{path}: expected a torch or safetensors file, found {found}") from error
         reason = " ".join(str(error).split()).partition(". ")[0][:120] or type(error).__name__
         raise CheckpointError(f"{path}: truncated or damaged checkpoint: {reason}") from error
 

@@ -90,7 +90,7 @@ def _print_claim(claim: dict[str, Any]) -> None:
     print(f"\nThe paper claims {claim['claimed']:.0%} fewer inference FLOPs. One {claim['task']} frame with a "
           f"{claim['head']} head takes {_giga(claim['macs'])} GMAC, against:")  # fmt: skip
     rows = [
-        (item["baseline"], _giga(item["baseline_macs"]), f"{item['saving']:.1%}", item["holds"], item["source"])
+        (item["baseline"], _giga(item["baseline_macs"]), _percent(item["saving"]), item["holds"], item["source"])
         for item in claim["comparisons"]
     ]
     print(table(("baseline", "G", "saved", "88 %?", "source"), rows))
@@ -145,3 +145,8 @@ def _giga(value: float) -> float:
 
 def _mega(value: float) -> float:
     return round(value / 1e6, 2)
+
+
+def _percent(share: float) -> str:
+    """One decimal, and no minus sign before a zero."""
+    return f"{round(share, 3) + 0.0:.1%}"

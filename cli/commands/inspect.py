@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.option("--program", "task", metavar="TASK", help="List the commands of one frame for this task.")
 @json_option
 def command(path: str, layer: str | None, task: str | None, as_json: bool) -> None:
-    """Show what is in a bundle: configuration, layers, gates, sizes, provenance. Reads no weights.
+    """Show what is in a bundle: configuration, layers, gates, sizes, provenance.
+
+    Reads no weights: whether the blobs are whole is for `m3vit verify` to say.
 
     A checkpoint (.safetensors) is recognized, too: only its header is read.
 
@@ -143,7 +145,9 @@ def _print_bundle(bundle: Bundle, report: dict[str, Any]) -> None:
     for name, value in facts:
         print(f"{name:14} {value}")
     for name, value in report["provenance"].items():
-        print(f"{'from':14} {name}: {value}")
+        for key, item in value.items() if isinstance(value, dict) else [("", value)]:
+            if not isinstance(item, dict):  # metrics and the like: --json has them
+                print(f"{'from':14} {name}{' ' + key if key else ''}: {item}")
     print()
     keys = ("name", "kind", "tokens", "inputs", "hidden", "outputs", "experts", "units_per_expert", "bytes")
     headers = ("layer", "kind", "tokens", "in", "hidden", "out", "experts", "units", "bytes")

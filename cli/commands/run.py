@@ -12,7 +12,7 @@ from cli.console import emit_json, json_option, note, progress, quiet_option, ta
 @click.command()
 @click.argument("bundle", type=click.Path())
 @click.option("--image", required=True, type=click.Path(), help="Photograph, PNG or JPEG, any size.")
-@click.option("--task", "tasks", multiple=True, help="Task to run; repeat for several. Default: all.")
+@click.option("--task", "tasks", multiple=True, help="Task to run; repeat, or use commas, for several. Default: all.")
 @click.option("--backend", default="golden", show_default=True, help="Engine to run on.")
 @click.option("--out", default="m3vit-run", show_default=True, type=click.Path(), help="Folder for the pictures.")
 @click.option(
@@ -47,7 +47,7 @@ def command(
     opened = open_bundle(bundle)
     config = opened.config
     net = config.network
-    names = list(dict.fromkeys(tasks)) or list(net.task_names)
+    names = list(dict.fromkeys(name for item in tasks for name in item.split(","))) or list(net.task_names)
     for name in names:
         net.task_index(name)
     pixels = load_image(image, net)
@@ -83,7 +83,8 @@ def command(
          entry["counters"]["weight_bytes"], entry["counters"]["cycles"] or None, _short(entry["output"]))
         for name, entry in report.items()
     ]  # fmt: skip
-    print(table(("task", "picture", f"experts of {net.experts}", "MACs", "weight bytes", "cycles", "output"), rows))
+    headers = ("task", "picture", f"of {net.experts} experts, by block", "MACs", "weight bytes", "cycles", "output")
+    print(table(headers, rows))
     note(f"side by side: {together}", quiet)
 
 

@@ -160,7 +160,7 @@ def command(
                              init=initial.digest if initial else None, **numbers)  # type: ignore[arg-type] # fmt: skip
             summary = train(plan, initial=initial, **watching)
     except KeyboardInterrupt:
-        note("stopped; the same command continues from the last checkpoint", quiet)
+        note("stopped; the same command continues from the last checkpoint, or anew if there is none yet", quiet)
         raise
     if summary is None:
         return
