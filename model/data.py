@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import zipfile
@@ -253,8 +252,3 @@ class Batches:
                 target[flip] *= _MIRROR_NORMAL_X.astype(target.dtype)
         images = torch.from_numpy(pick(self.dataset.images))
         return images, {name: torch.from_numpy(target) for name, target in targets.items()}
-
-
-def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
-    """Steps until every image was seen once."""
-    return math.ceil(len(dataset) / batch_size)

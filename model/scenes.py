@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from accel.errors import ConfigError
 
 F32 = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 SPLITS = ("train", "val")
 CLASSES = ("floor", "ceiling", "wall", "box", "sphere", "cylinder", "picture", "rug")
