@@ -3,8 +3,8 @@
 Test benches, benchmarks and the simulator need layers that no network has (one token, 256 experts, every token to one
 expert, two tasks with equal queues), at real size and without training. The gate of a synthetic layer reads the routing
 out of its input: some channels of a token hold a code, the largest value where its best expert is, and the gate table
-copies these channels into the logits. Several such tables, each reading its own copy of the code, route equally, byte for
-byte different as they are: what a task switch needs to be measured apart from a change of routing.
+copies these channels into the logits. Several such tables, each reading its own copy of the code, route equally, byte
+for byte different as they are: what a task switch needs to be measured apart from a change of routing.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ module drain (
   localparam int PRODUCT = engine_pkg::PRODUCT_BITS;
   localparam int ROW = O * PRODUCT;
   localparam int TILES = 4;  // waiting, or in the pipeline
-  localparam int TILE = $bits(engine_pkg::tile_t);
+  localparam int TILE = engine_pkg::TILE_T_BITS;
   localparam int BIAS = m3vit_pkg::BIAS_BITS;
   localparam int ACCUMULATOR = m3vit_pkg::ACCUMULATOR_BITS;
   localparam int SHIFT = engine_pkg::SHIFT_BITS;

@@ -69,7 +69,7 @@ package engine_pkg;
   localparam int WIDE_ADDRESS_BITS = $clog2(WIDE_ROWS);
   localparam int WIDE_COUNT_BITS = $clog2(WIDE_ROWS + 1);
 
-  localparam int RESIDUAL_LINES = 64;  // waiting for the finish unit
+  localparam int RESIDUAL_LINES = 128;  // waiting for the finish unit; what 8 bursts per port bring
 
   // Queues: one node per token and rank, {token, rank}.
   localparam int RANK_BITS = $clog2(m3vit_pkg::MAX_TOP_K);

@@ -15,7 +15,7 @@ module entry_view (
     input  logic                              advance
 );
   localparam int EB = engine_pkg::ENTRY_BITS;
-  localparam int LAYER_BITS = $bits(engine_pkg::layer_t);
+  localparam int LAYER_BITS = engine_pkg::LAYER_BITS;
 
   logic [LAYER_BITS-1:0] stored;
   ram_distributed #(
@@ -33,7 +33,7 @@ module entry_view (
   assign entry = pointer[EB-1:0];
 
   always_ff @(posedge clk) begin
-    if (!layer_valid) layer <= engine_pkg::layer_t'(stored);
+    if (!layer_valid) layer <= stored;
     if (rst) begin
       pointer <= '0;
       layer_valid <= 1'b0;
@@ -48,6 +48,11 @@ module entry_view (
   end
 
 `ifndef SYNTHESIS
-  always_ff @(posedge clk) if (!rst && advance && !layer_valid) $error("entry_view: advanced past the last entry");
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) begin
+    if (rst) armed <= 1'b1;
+    if (armed && !rst && advance && !layer_valid) $error("entry_view: advanced past the last entry");
+  end
 `endif
 endmodule

@@ -13,12 +13,11 @@ module exp2_lane (
   localparam int WIDE = 32 + LEFT;
 
   logic [31:0] distance;  // at most 2^32 - 1
-  logic [WIDE-1:0] coarse, middle, fine;
+  logic [WIDE-1:0] coarse, middle;
   logic [11:0] index;
   logic [3:0] octave;
   logic [15:0] mantissa;
   logic keep0, keep1, keep2, keep3, keep4;
-  assign fine = middle >> amount[1:0];
 
   always_ff @(posedge clk) begin
     if (enable[0]) begin
@@ -34,8 +33,8 @@ module exp2_lane (
       keep2 <= keep1;
     end
     if (enable[3]) begin
-      index <= fine[11:0];
-      keep3 <= keep2 && fine[WIDE-1:12] == '0;
+      index <= 12'(middle >> amount[1:0]);
+      keep3 <= keep2 && (middle >> amount[1:0]) < WIDE'(4096);
     end
     if (enable[4]) begin
       mantissa <= m3vit_pkg::EXP2[{index[7:0], 4'd0}+:16];

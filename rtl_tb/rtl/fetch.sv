@@ -270,8 +270,11 @@ module fetch (
   assign commands_done = index;
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
   always_ff @(posedge clk) begin
-    if (!rst && command_data_valid && (!queue_ready || outstanding == '0)) $error("fetch: a command not asked for");
+    if (rst) armed <= 1'b1;
+    if (armed && !rst && command_data_valid && (!queue_ready || outstanding == '0)) $error("fetch: a command not asked for");
   end
 `else
   logic unused;

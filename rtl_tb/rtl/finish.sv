@@ -12,7 +12,7 @@ module finish (
     // verilator lint_on UNUSEDSIGNAL
     input  logic [     engine_pkg::ENTRY_BITS-1:0]    entry,
     output logic                                      layer_advance,
-    // Residual rows, without the padding of their last stripe. The FIFO holds RESIDUAL_LINES; whoever requests lines
+    // Residual rows, without the padding of their last stripe. The FIFO holds engine_pkg::RESIDUAL_LINES; whoever requests lines
     // counts those that it gives back.
     input  logic                                      residual_valid,
     output logic                                      residual_ready,
@@ -46,7 +46,6 @@ module finish (
   localparam int STEP_BITS = $clog2(STEPS);
   localparam int PARTS = O / CHUNK;  // chunks of a row
   localparam int PART_BITS = PARTS < 2 ? 1 : $clog2(PARTS);
-  localparam int RESIDUAL_LINES = 64;
   localparam int ROWS = 8;  // fetched ahead
   localparam int ROW_COUNT_BITS = $clog2(ROWS + 1);
   localparam int LINES = 32;  // finished, waiting for the store unit
@@ -99,7 +98,7 @@ module finish (
   logic [LINE_BITS-1:0] residual_head;
   fifo #(
       .WIDTH(LINE_BITS),
-      .DEPTH(RESIDUAL_LINES)
+      .DEPTH(engine_pkg::RESIDUAL_LINES)
   ) u_residual (
       .clk,
       .rst,

@@ -173,10 +173,13 @@ module job_counters (
   end
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
   always_ff @(posedge clk) begin
-    if (!rst && !clear && close && !queue_ready) $error("job_counters: more closed jobs than tags");
-    if (!rst && !clear && pop && !valid) $error("job_counters: nothing to hand out");
-    if (!rst && beat && (first || !live) && other && !first) $error("job_counters: job begins within a layer");
+    if (rst) armed <= 1'b1;
+    if (armed && !rst && !clear && close && !queue_ready) $error("job_counters: more closed jobs than tags");
+    if (armed && !rst && !clear && pop && !valid) $error("job_counters: nothing to hand out");
+    if (armed && !rst && beat && (first || !live) && other && !first) $error("job_counters: job begins within a layer");
   end
 `else
   logic unused;

@@ -85,24 +85,26 @@ module mac_array (
     end
   end
 
+  // --- A and B registers of the DSPs: one for all outputs, one for all pairs.
+  for (genvar i = 0; i < I; i = i + 1) begin : g_a
+    for (genvar t = 0; t < PAIRS; t = t + 1) begin : g_pair
+      logic signed [PAIR-1:0] a;
+      always_ff @(posedge clk) if (enable) a <= g_operand[i].g_pair[t].g_input[i].pair;
+    end
+  end
+  for (genvar i = 0; i < I; i = i + 1) begin : g_b
+    for (genvar o = 0; o < O; o = o + 1) begin : g_output
+      logic signed [7:0] b;
+      always_ff @(posedge clk) if (enable) b <= g_weight[i].g_output[o].rest[7:0];
+    end
+  end
+
   // --- Cascades of I DSPs and accumulators, one for every pair of tokens and output.
   for (genvar t = 0; t < PAIRS; t = t + 1) begin : g_pair
-    for (genvar i = 0; i < I; i = i + 1) begin : g_a
-      for (genvar o = 0; o < O; o = o + 1) begin : g_output
-        logic signed [PAIR-1:0] a;
-        always_ff @(posedge clk) if (enable) a <= g_operand[i].g_pair[t].g_input[i].pair;
-      end
-    end
-    for (genvar i = 0; i < I; i = i + 1) begin : g_b
-      for (genvar o = 0; o < O; o = o + 1) begin : g_output
-        logic signed [7:0] b;
-        always_ff @(posedge clk) if (enable) b <= g_weight[i].g_output[o].rest[7:0];
-      end
-    end
     for (genvar i = 0; i < I; i = i + 1) begin : g_m
       for (genvar o = 0; o < O; o = o + 1) begin : g_output
         logic signed [PRODUCT-1:0] m;
-        always_ff @(posedge clk) if (enable) m <= g_a[i].g_output[o].a * g_b[i].g_output[o].b;
+        always_ff @(posedge clk) if (enable) m <= g_a[i].g_pair[t].a * g_b[i].g_output[o].b;
       end
     end
     for (genvar i = 0; i < I; i = i + 1) begin : g_p

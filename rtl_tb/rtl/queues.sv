@@ -67,11 +67,10 @@ module queues (
       .read_data    (scan_head)
   );
 
-  for (genvar e = 0; e < EXPERTS; e = e + 1) begin : g_expert
-    always_ff @(posedge clk)
-      if (rst) occupied[e] <= 1'b0;
-      else if (a_valid && a_expert == INDEX_BITS'(e)) occupied[e] <= 1'b1;
-      else if (take_valid && take_expert == INDEX_BITS'(e)) occupied[e] <= 1'b0;
+  always_ff @(posedge clk) begin
+    if (a_valid) occupied[a_expert] <= 1'b1;
+    if (take_valid) occupied[take_expert] <= 1'b0;
+    if (rst) occupied <= '0;
   end
 
   logic link;

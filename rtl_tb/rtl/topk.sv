@@ -28,7 +28,7 @@ module topk (
   // ---- sort the lanes: compare all pairs, count who goes before a lane, place it
   logic a_valid, a_first, a_last, b_valid, b_first, b_last;
   logic [LANES*ENTRY-1:0] entries, a_entries, b_entries;
-  logic [LANES*LANES-1:0] a_wins, a_before;  // bit i*LANES + j: lane i goes before lane j; compared for i < j
+  logic [LANES*LANES-1:0] a_wins, a_before;  // bit j*LANES + i: lane i goes before lane j; compared for i < j
   logic [LANES*PLACE_BITS-1:0] b_places;
 
   for (genvar i = 0; i < LANES; i = i + 1) begin : g_entry
@@ -42,22 +42,23 @@ module topk (
       if (i < j) begin : g_compare
         always_ff @(posedge clk)
           if (word_valid)
-            a_wins[i*LANES+j] <= entries[i*ENTRY+INDEX_BITS+:33] >= entries[j*ENTRY+INDEX_BITS+:33];
-        assign a_before[i*LANES+j] = a_wins[i*LANES+j];
+            a_wins[j*LANES+i] <= entries[i*ENTRY+INDEX_BITS+:33] >= entries[j*ENTRY+INDEX_BITS+:33];
+        assign a_before[j*LANES+i] = a_wins[j*LANES+i];
       end else begin : g_mirror
-        assign a_wins[i*LANES+j] = 1'b0;
-        assign a_before[i*LANES+j] = i != j && !a_wins[j*LANES+i];
+        assign a_wins[j*LANES+i] = 1'b0;
+        assign a_before[j*LANES+i] = i != j && !a_wins[i*LANES+j];
       end
     end
   end
 
+  function automatic logic [PLACE_BITS-1:0] count(input logic [LANES-1:0] bits);
+    count = '0;
+    for (int i = 0; i < LANES; i = i + 1) count = count + PLACE_BITS'(bits[i]);
+  endfunction
+
   for (genvar j = 0; j < LANES; j = j + 1) begin : g_place
-    logic [PLACE_BITS-1:0] place;
-    always_comb begin
-      place = '0;
-      for (int i = 0; i < LANES; i = i + 1) place = place + PLACE_BITS'(a_before[i*LANES+j]);
-    end
-    always_ff @(posedge clk) if (a_valid) b_places[j*PLACE_BITS+:PLACE_BITS] <= place;
+    always_ff @(posedge clk)
+      if (a_valid) b_places[j*PLACE_BITS+:PLACE_BITS] <= count(a_before[j*LANES+:LANES]);
   end
 
   always_ff @(posedge clk) begin
@@ -80,15 +81,17 @@ module topk (
   logic [RANKS-1:0] dones;
   logic [RANKS*ENTRY-1:0] bests;
 
+  function automatic logic [ENTRY-1:0] placed(input logic [LANES*ENTRY-1:0] from,
+                                              input logic [LANES*PLACE_BITS-1:0] places,
+                                              input logic [PLACE_BITS-1:0] place);
+    placed = '0;
+    for (int j = 0; j < LANES; j = j + 1)
+      placed = placed | (from[j*ENTRY+:ENTRY] & {ENTRY{places[j*PLACE_BITS+:PLACE_BITS] == place}});
+  endfunction
+
   for (genvar p = 0; p < LIST; p = p + 1) begin : g_sorted
-    logic [ENTRY-1:0] selected;
-    always_comb begin
-      selected = '0;
-      for (int j = 0; j < LANES; j = j + 1)
-        selected = selected | (b_entries[j*ENTRY+:ENTRY]
-                               & {ENTRY{b_places[j*PLACE_BITS+:PLACE_BITS] == PLACE_BITS'(p)}});
-    end
-    always_ff @(posedge clk) if (b_valid) lists[p*ENTRY+:ENTRY] <= selected;
+    always_ff @(posedge clk)
+      if (b_valid) lists[p*ENTRY+:ENTRY] <= placed(b_entries, b_places, PLACE_BITS'(p));
   end
   always_ff @(posedge clk) begin
     if (b_valid) {firsts[0], lasts[0]} <= {b_first, b_last};
@@ -125,23 +128,22 @@ module topk (
   end
 
   // ---- at most one cell is done in a cycle
-  logic [ENTRY-1:0] best;
-  logic last;
-  always_comb begin
-    best = '0;
-    last = 1'b0;
-    for (int r = 0; r < RANKS; r = r + 1) begin
-      best = best | (bests[r*ENTRY+:ENTRY] & {ENTRY{dones[r]}});
-      last = last || (dones[r] && engine_pkg::TOP_K_BITS'(r + 1) == top_k);
-    end
-  end
+  function automatic logic [ENTRY-1:0] pick(input logic [RANKS*ENTRY-1:0] from, input logic [RANKS-1:0] which);
+    pick = '0;
+    for (int r = 0; r < RANKS; r = r + 1) pick = pick | (from[r*ENTRY+:ENTRY] & {ENTRY{which[r]}});
+  endfunction
+
+  logic chosen_there;  // it is an expert
+  logic [INDEX_BITS-1:0] inverted;
+  logic negated;
+  assign chosen_expert = ~inverted;
+  assign chosen_logit[31] = !negated;
   always_ff @(posedge clk) begin
     chosen_valid <= !rst && dones != '0;
     if (dones != '0) begin
+      {chosen_there, negated, chosen_logit[30:0], inverted} <= pick(bests, dones);
       chosen_first <= dones[0];
-      chosen_last <= last;
-      chosen_expert <= ~best[INDEX_BITS-1:0];
-      chosen_logit <= {~best[ENTRY-2], best[INDEX_BITS+:31]};
+      chosen_last <= ({dones, 1'b0} >> top_k) != '0;  // rank top_k - 1
     end
   end
 
@@ -149,12 +151,12 @@ module topk (
   always_ff @(posedge clk)
     if (!rst) begin
       assert ((dones & (dones - 1'b1)) == '0) else $error("topk: tokens follow each other too fast");
-      assert (!(dones != '0 && !best[ENTRY-1])) else $error("topk: fewer experts than ranks");
+      assert (!(chosen_valid && !chosen_there)) else $error("topk: fewer experts than ranks");
     end
 `endif
 
   /* verilator lint_off UNUSEDSIGNAL */
   logic unused;  // what is left after the last rank
-  assign unused = ^{valids[RANKS], firsts[RANKS], lasts[RANKS], best[ENTRY-1]};
+  assign unused = ^{valids[RANKS], firsts[RANKS], lasts[RANKS], chosen_there};
   /* verilator lint_on UNUSEDSIGNAL */
 endmodule
