@@ -16,10 +16,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 BUILDING := $(VENV)/.building
-PACKAGES := accel cli host model quant sim
+PACKAGES := accel cli host model quant rtl_tb sim
 
-# Two test processes with one thread each keep two cores busy without PyTorch's threads fighting for them.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+# Two test processes with one thread each keep two cores busy without PyTorch's threads fighting for them. A file's tests
+# stay in one process (tests/conftest.py), but for the RTL benches.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
 
 .PHONY: help venv demo test test-all lint clean distclean
 
@@ -36,12 +37,14 @@ demo: $(STAMP) ## train, quantize, export, stream and verify; report in build/de
 test: lint ## lint and all tests but the slow ones
 	$(PYTEST) -m 'not slow'
 
-test-all: lint ## lint and every test, minutes
-	$(PYTEST)
+test-all: lint ## lint and every test, minutes; line coverage of the RTL in build/rtl_tb/coverage.txt
+	M3VIT_RTL_COVERAGE=1 $(PYTEST)
+	$(BIN)/python -m rtl_tb.coverage
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy, and Verilator's warnings
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m rtl_tb.lint
 
 clean: ## remove what was built, keep .venv/
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -88,6 +88,8 @@ class FunctionalEngine:
         job = dict.fromkeys(_JOB_FUNCTIONAL, 0)
         index = 0
         try:
+            if program % COMMAND_BYTES:
+                raise EngineError(ErrorCode.ADDRESS)
             while True:
                 if index >= commands:
                     raise EngineError(ErrorCode.PROGRAM)

@@ -34,10 +34,11 @@ def command(out: Path, quality: str, seed: int, as_json: bool, quiet: bool) -> i
       m3vit demo --out build/demo
       m3vit demo --out build/better --quality better
 
-    Exit code 1 if a check fails: an integer differs between golden model, driver, torch and onnxruntime, the engine is
-    worse than the float model allows, or a task does as well with another task's gates. Failed checks are named.
+    Exit code 1 if a check fails: an integer differs between golden model, driver, simulated board, torch and
+    onnxruntime, the engine is worse than the float model allows, or a task does as well with another task's gates.
+    Failed checks are named.
     """
-    from cli.demo import Demo, metrics_table
+    from cli.demo import Demo, board_table, metrics_table
 
     document = Demo(out, quality, seed, quiet).run()
     failed = [check for check in document["checks"] if not check["ok"]]
@@ -46,6 +47,9 @@ def command(out: Path, quality: str, seed: int, as_json: bool, quiet: bool) -> i
     else:
         closing = metrics_table(document)
         print(table(closing.header, closing.rows))
+        board = board_table(document)
+        print(f"\n{board.caption}")
+        print(table(board.header, board.rows))
         print(f"\nchecks: {len(document['checks']) - len(failed)} of {len(document['checks'])} hold")
         print(f"report: {document['outputs']['report']}")
     for check in failed:

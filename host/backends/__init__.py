@@ -11,6 +11,7 @@ from host.device import Device
 
 BACKENDS: dict[str, str] = {
     "golden": "host.backends.golden:GoldenDevice",
+    "rtl": "host.backends.rtl:RtlDevice",
 }
 """Name → ``module:class``, imported only when it is opened. The class is called as
 ``cls(hardware, formats, **options)``."""

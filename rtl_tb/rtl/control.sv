@@ -1,5 +1,6 @@
-// Control registers behind AXI4-Lite, as Vitis HLS lays out ap_ctrl_hs (docs/reference.md, "Registers"). `start` is taken
-// by the engine, which samples the arguments then; `done` and `ready` are set when a program has ended and clear on read.
+// Control registers behind AXI4-Lite, as Vitis HLS lays out ap_ctrl_hs (docs/reference.md, "Registers"). `start` is
+// taken by the engine, which samples the arguments then; `done` and `ready` are set when a program has ended and clear
+// on read.
 module control (
     input  logic                          clk,
     input  logic                          rst,

@@ -1,5 +1,5 @@
-// Counters of a program (docs/reference.md, "Record"). Cycles are counted from registered events while the program runs;
-// pairs, experts, units, MACs and bytes of a layer when it retires. job_counters keeps the same per job.
+// Counters of a program (docs/reference.md, "Record"). Cycles are counted from registered events while the program
+// runs; pairs, experts, units, MACs and bytes of a layer when it retires. job_counters keeps the same per job.
 module counters (
     input  logic                                 clk,
     input  logic                                 rst,
@@ -161,14 +161,13 @@ module counters (
       {job_pairs, job_experts, job_macs, closed_before} <= '0;
     end else begin
       macs_carry <= 1'b0;
-      if (macs_carry) macs_high <= macs_high + 1'b1;
+      macs_high <= macs_high + (layer_step[1] ? 32'(layer_macs[47:32]) : 32'd0) + 32'(macs_carry);
       if (layer_step[1]) begin
         pairs <= pairs + BITS'(layer_pairs);
         experts <= experts + BITS'(layer_experts_used);
         units <= units + BITS'(layer_all_units);
         written_stripes <= written_stripes + BITS'(layer_output_stripes);
         {macs_carry, macs_low} <= {1'b0, macs_low} + {1'b0, layer_macs[31:0]};
-        macs_high <= macs_high + 32'(layer_macs[47:32]) + 32'(macs_carry);
         job_pairs <= job_pairs + layer_pairs;
         job_experts <= job_experts + 32'(layer_experts_used);
         job_macs <= job_macs + layer_macs;

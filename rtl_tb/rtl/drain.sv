@@ -1,7 +1,7 @@
-// Takes the results of the array row by row: one token, O lanes, per cycle. Adds bias, and then per kind of tile: gate logits go
-// out as they are; the first layer of a unit is requantized and sent through GELU into the hidden tile; LINEAR rows are
-// requantized to activations; everything else to residual-wide contributions for the combine unit. Nothing here stalls: whoever
-// starts a tile has made sure of room behind it.
+// Takes the results of the array row by row: one token, O lanes, per cycle. Adds the bias, and then per kind of tile:
+// gate logits go out as they are; the first layer of a unit is requantized and sent through GELU into the hidden tile;
+// LINEAR rows are requantized to activations; everything else to contributions as wide as the residual, for the combine
+// unit. Nothing here stalls: whoever starts a tile has made sure of room behind it.
 module drain (
     input  logic                                       clk,
     input  logic                                       rst,

@@ -61,7 +61,7 @@ package engine_pkg;
   localparam int WEIGHT17 = 17;  // combine weight, 65536 = 1.0
 
   // Accumulators.
-  localparam int PRODUCT_BITS = $clog2(m3vit_pkg::MAX_INPUTS * 128 * 127 + 1) + 1;  // sum of products, no bias
+  localparam int PRODUCT_BITS = $clog2(MAX_BEATS * I * 128 * 127 + 1) + 1;  // sum of products, no bias
   localparam int RESULT_BITS = T * O * PRODUCT_BITS;  // lane t*O + o
   localparam int WIDE_BITS = m3vit_pkg::COMBINE_BITS;
   localparam int WIDE_ROW_BITS = O * WIDE_BITS;

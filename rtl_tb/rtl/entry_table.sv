@@ -13,7 +13,7 @@ module entry_table #(
     output logic                                        empty,
     // Views
     output logic [UNITS-1:0]                            layer_valid,
-    output logic [UNITS*engine_pkg::LAYER_BITS-1:0] layer,
+    output logic [UNITS*engine_pkg::LAYER_BITS-1:0]     layer,
     output logic [UNITS*engine_pkg::ENTRY_BITS-1:0]     entry,
     input  logic [UNITS-1:0]                            layer_advance,
     // What retirement waits for

@@ -1,5 +1,5 @@
-// How one unit sees the table of commands in flight: a copy of its memory, a pointer of the unit's own, and the entry there
-// in registers. An entry shows up two cycles after it was pushed or after the unit advanced to it.
+// How one unit sees the table of commands in flight: a copy of its memory, a pointer of the unit's own, and the entry
+// there in registers. An entry shows up two cycles after it was pushed or after the unit advanced to it.
 module entry_view (
     input  logic                              clk,
     input  logic                              rst,

@@ -1,6 +1,6 @@
-// Reads commands ahead, looks at one after the other, and pushes layers and JOB_ENDs into the table of commands in flight.
-// Ends the program at END, at the first command that is refused (both after everything before is complete), or when the
-// oldest command in flight has met a bus error; then has the record written and reports done.
+// Reads commands ahead, looks at one after the other, and pushes layers and JOB_ENDs into the table of commands in
+// flight. Ends the program at END, at the first command that is refused (both after everything before is complete), or
+// when the oldest command in flight has met a bus error; then has the record written and reports done.
 module fetch (
     input  logic                                 clk,
     input  logic                                 rst,
@@ -274,7 +274,9 @@ module fetch (
   initial armed = 1'b0;
   always_ff @(posedge clk) begin
     if (rst) armed <= 1'b1;
-    if (armed && !rst && command_data_valid && (!queue_ready || outstanding == '0)) $error("fetch: a command not asked for");
+    if (armed && !rst && command_data_valid && (!queue_ready || outstanding == '0)) begin
+      $error("fetch: a command not asked for");
+    end
   end
 `else
   logic unused;

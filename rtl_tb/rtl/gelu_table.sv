@@ -1,5 +1,5 @@
-// GELU by table for all lanes: each has a copy of every slot's table, all written together, each read with its own value.
-// Data come two cycles after `read`.
+// GELU by table for all lanes: each has a copy of every slot's table, all written together, each read with its own
+// value. Data come two cycles after `read`.
 module gelu_table (
     input  logic                               clk,
     input  logic                               write,

@@ -1,6 +1,6 @@
-// Counters per job. The array may already work on later jobs while an earlier one waits for its last writes, so what the
-// array counts for a job is put aside when the next job's first beat comes. A closed job is handed out (`valid`) when its
-// boundary is known: at that beat, at the end of the program, or when a later job closes without a beat.
+// Counters per job. The array may already work on later jobs while an earlier one waits for its last writes, so what
+// the array counts for a job is put aside when the next job's first beat comes. A closed job is handed out (`valid`)
+// when its boundary is known: at that beat, at the end of the program, or when a later job closes without a beat.
 module job_counters (
     input  logic                                clk,
     input  logic                                rst,

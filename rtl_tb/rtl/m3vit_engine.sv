@@ -67,6 +67,7 @@ module m3vit_engine (
 
   logic clk, rst;
   assign clk = ap_clk;
+  initial rst = 1'b1;  // before the first edge, too
   always_ff @(posedge clk) rst <= !ap_rst_n;
 
   // Constant AXI4 signals: full-width incrementing bursts, modifiable and bufferable.

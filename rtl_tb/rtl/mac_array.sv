@@ -1,14 +1,14 @@
 // Output-stationary MAC array: T tokens x O outputs, I products each per beat, two products per DSP48E2.
 //
-// Two tokens share a multiplier. Their operand is (a1 << 18) + a0, so one 27 x 8 bit product holds a1*w above a0*w. A cascade of
-// I DSPs adds the products of a beat; weights are narrow (never -128), so the low sum stays below 2^17 and its sign tells whether
-// it borrowed from the high one. Accumulators are in the fabric. Input i enters the cascade i cycles after input 0. Every stage is
-// a register that the DSP has (A, B, M, P); each DSP's are declared by themselves so that synthesis can put them there.
+// Two tokens share a multiplier. Their operand is (a1 << 18) + a0, so one 27 x 8 bit product holds a1*w above a0*w. A
+// cascade of I DSPs adds the products of a beat; weights are narrow (never -128), so the low sum stays below 2^17 and
+// its sign tells whether it borrowed from the high one. Accumulators are in the fabric. Input i enters the cascade i
+// cycles after input 0. Every stage is a register that the DSP has: A and B (one for all DSPs that use a value), M, P.
 //
 // `done` comes with the sums of the tile whose last beat was I + 5 cycles ago. They stay until the next `done`.
 //
-// The loops run over the outputs innermost, registers of one kind side by side: compiled for simulation, neighbours become lanes
-// of vector instructions, which makes this unit five times faster than one module per DSP or per cascade.
+// Registers of one kind lie side by side, outputs innermost: compiled for simulation, neighbours become lanes of vector
+// instructions, which makes this unit four times faster than with a module per cascade, whose ports break that up.
 module mac_array (
     input  logic                                clk,
     input  logic                                rst,

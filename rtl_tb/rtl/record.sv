@@ -1,5 +1,6 @@
-// Writes the record (docs/reference.md, "Record") in pieces of 64 bytes: the entry of a job as soon as it is complete, and
-// at the end of the program the counters, then the header, so that a record with a magic is complete. One piece at a time.
+// Writes the record (docs/reference.md, "Record") in pieces of 64 bytes: the entry of a job as soon as it is complete,
+// and at the end of the program the counters, then the header, so that a record with a magic is complete. One piece at
+// a time.
 module record (
     input  logic                clk,
     input  logic                rst,

@@ -1,8 +1,10 @@
-// One lane of the drain: a sum of products becomes an accumulator (bias added), is shifted, rounded half to even, saturated.
+// One lane of the drain: a sum of products becomes an accumulator (bias added), is shifted, rounded half to even and
+// saturated.
 //
-// A negative shift multiplies, so the accumulator is taken 2^-SHIFT_MIN times as large and every shift goes to the right: first
-// by bytes, then by 0..7 bits. Of what falls off, the highest bit and whether any below it was set decide the rounding; a tie
-// goes to the even neighbour. Stage k works when `stage[k]` says that a row is there: bias, bytes, bits, round, saturate.
+// A negative shift multiplies, so the accumulator is taken 2^-SHIFT_MIN times as large and every shift goes right: by
+// bytes, then by 0..7 bits. Of what falls off, the highest bit and whether any below it was set decide the rounding;
+// a tie goes to the even neighbour. Stage k works when `stage[k]` says that a row is there: bias, bytes, bits, round,
+// saturate.
 module requantize (
     input  logic                                  clk,
     input  logic [                           4:0] stage,
@@ -11,7 +13,7 @@ module requantize (
     input  logic [      m3vit_pkg::BIAS_BITS-1:0] bias,
     input  logic [    engine_pkg::SHIFT_BITS-1:0] shift,
     // With stage 4
-    input  logic                                  residual,  // saturate to the residual's width instead of an activation's
+    input  logic                                  residual,  // saturate to the residual's width, not an activation's
     input  logic                                  narrow,  // an activation without its smallest value
     output logic [m3vit_pkg::ACCUMULATOR_BITS-1:0] accumulator,  // after stage 0
     output logic [   m3vit_pkg::RESIDUAL_BITS-1:0] value  // after stage 4

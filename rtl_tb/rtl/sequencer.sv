@@ -37,7 +37,7 @@ module sequencer #(
     input  logic                                        command_data_error,
     // Views of the table
     output logic [UNITS-1:0]                            layer_valid,
-    output logic [UNITS*engine_pkg::LAYER_BITS-1:0] layer,
+    output logic [UNITS*engine_pkg::LAYER_BITS-1:0]     layer,
     output logic [UNITS*engine_pkg::ENTRY_BITS-1:0]     entry,
     input  logic [UNITS-1:0]                            layer_advance,
     output logic                                        retire,  // pulse; `oldest` then names the entry

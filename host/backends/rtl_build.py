@@ -1,0 +1,192 @@
+"""Builds the simulated board: the engine in SystemVerilog with its memory, as a library that Python can load.
+
+A library is kept under a name made from everything that went into it (configuration, sources, flags, compiler,
+processor), so it is built once and found again by every process, and a change of any source builds another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from accel.config import Formats, Hardware
+from accel.emit_sv import emit
+from accel.errors import DeviceError
+from accel.generate import SV_PACKAGE, folder_name
+from host.backends.toolchain import FAST, Toolchain, find_toolchain
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "rtl_tb"
+LIBRARY = "libm3vit_board.so"
+TOP = "m3vit_board"
+KEPT = 12
+"""Builds that stay when a new one is added; older ones are removed once a day has passed since their last use."""
+_DAY = 86_400.0
+
+Note = Callable[[str], object]
+"""Called with one line when a build starts."""
+
+
+def say(line: str) -> None:
+    """Say on stderr that something will take a while."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def cache_folder() -> Path:
+    """``build/rtl`` of the checkout, or a folder of the user's where the checkout cannot be written."""
+    if os.access(ROOT, os.W_OK):
+        return ROOT / "build" / "rtl"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3vit" / "rtl"
+
+
+def trace_format(path: str | os.PathLike[str]) -> str:
+    """``fst`` or ``vcd``, from the end of a file name."""
+    suffix = Path(path).suffix
+    if suffix not in (".fst", ".vcd"):
+        raise DeviceError(f"{os.fspath(path)}: expected a name that ends in .fst or .vcd")
+    if suffix == ".fst" and not find_toolchain().writes_fst:
+        raise DeviceError(
+            f"{os.fspath(path)}: FST needs the headers lz4.h and zlib.h, which are not there; "
+            "install them (Debian: liblz4-dev zlib1g-dev) or give a name that ends in .vcd"
+        )
+    return suffix[1:]
+
+
+def arguments(*, trace: str | None, assertions: bool, coverage: bool) -> list[str]:
+    """Verilator's arguments, paths excluded."""
+    chosen = [
+        "--cc", "--exe", "--top-module", TOP, "--threads", "1", "-O3", "--x-assign", "fast", "--x-initial", "fast",
+        "--assert" if assertions else "--no-assert", "-Wno-fatal", "-Wno-lint", "-Wno-style",
+        # Several files, so that several processors compile them.
+        "--output-split", "20000",
+        "-o", LIBRARY,
+        "-CFLAGS", "-std=gnu++17 -fPIC -DVL_USER_STOP -DVL_USER_FATAL -DVL_USER_FINISH",
+        "-LDFLAGS", "-shared",
+    ]  # fmt: skip
+    if trace:
+        chosen.append(f"--trace-{trace}")
+    if coverage:
+        chosen.append("--coverage-line")
+    return chosen
+
+
+def build(
+    hardware: Hardware,
+    formats: Formats,
+    *,
+    trace: str | None = None,
+    assertions: bool = False,
+    coverage: bool = False,
+    note: Note = say,
+    sources: Path = SOURCES,
+    cache: Path | None = None,
+) -> Path:
+    """Path of the library for an engine, built if it is not there yet.
+
+    Args:
+        trace: ``fst`` or ``vcd``: able to write waveforms of this format, which makes it slower.
+        assertions: with the assertions of the RTL, which makes it slower.
+        coverage: able to record line coverage, which makes it slower.
+        note: told before a build starts.
+        sources: folder with ``rtl/`` and ``board/``.
+        cache: folder of the builds, by default :func:`cache_folder`.
+
+    Raises:
+        DeviceError: a tool or the sources are missing, or the build failed; one line, the log named in it.
+    """
+    tools = find_toolchain()
+    files = source_files(sources)
+    package = emit(formats, hardware)
+    flags = arguments(trace=trace, assertions=assertions, coverage=coverage)
+    name = f"{folder_name(formats, hardware)}-{_key(files, package, flags, tools)}"
+    cache = cache or cache_folder()
+    target = cache / name
+    try:
+        with _locked(cache / f".{name}.lock"):
+            if not (target / LIBRARY).is_file():
+                note(f"rtl: building the {hardware.name!r} engine with Verilator, once; log: {cache / name}.log")
+                _build(tools, files, package, flags, target)
+                _prune(cache, target)
+            os.utime(target)
+    except OSError as error:
+        raise DeviceError(f"rtl: {target}: cannot build: {error.strerror or error}") from error
+    return target / LIBRARY
+
+
+def source_files(sources: Path) -> list[Path]:
+    """What the library is made of, besides the generated package; packages first."""
+    board = sources / "board"
+    found = [*sorted((sources / "rtl").glob("*.sv")), *sorted(board.glob("*.sv")), *sorted(board.glob("*.[ch]*"))]
+    if not (board / "board.cpp").is_file() or not (sources / "rtl").is_dir():
+        raise DeviceError(f"rtl: {sources}: expected rtl/ and board/ of a checkout of the repository, found neither")
+    return sorted(found, key=lambda path: not path.name.endswith("_pkg.sv"))
+
+
+def _key(files: Sequence[Path], package: str, flags: Sequence[str], tools: Toolchain) -> str:
+    """Hash of everything a build depends on."""
+    digest = hashlib.sha256()
+    parts = [package, *flags, *FAST, tools.version, _processor()]
+    for path in files:
+        parts += [path.name, path.read_text(encoding="utf-8")]
+    for part in parts:
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _build(tools: Toolchain, files: Sequence[Path], package: str, flags: Sequence[str], target: Path) -> None:
+    log = target.with_name(f"{target.name}.log")
+    log.write_text("")
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+        folder = Path(name)
+        (folder / SV_PACKAGE).write_text(package, encoding="utf-8")
+        objects = folder / "objects"
+        unique = [] if "clang" in tools.version else ["-CFLAGS", "-fno-gnu-unique"]  # two libraries in one process
+        sources = [str(path) for path in files if path.suffix in (".sv", ".cpp")]
+        tools.run(
+            [tools.verilator, *flags, *unique, "--Mdir", str(objects), str(folder / SV_PACKAGE), *sources],
+            log, "rtl: Verilator",
+        )  # fmt: skip
+        jobs = len(os.sched_getaffinity(0))
+        tools.run([tools.make, "-C", str(objects), "-f", f"V{TOP}.mk", f"-j{jobs}"], log, "rtl: compiler")
+        done = folder / "done"
+        done.mkdir()
+        shutil.move(objects / LIBRARY, done / LIBRARY)
+        shutil.move(folder / SV_PACKAGE, done / SV_PACKAGE)
+        done.replace(target)
+    log.replace(target / "build.log")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file: the second of two processes waits, then finds what the first has built."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _prune(cache: Path, newest: Path) -> None:
+    """Remove builds that nobody has used for long, so that the folder does not grow for ever."""
+    builds = [path for path in cache.iterdir() if (path / LIBRARY).is_file() and path != newest]
+    builds.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in builds[KEPT:]:
+        if time.time() - path.stat().st_mtime > _DAY:
+            shutil.rmtree(path, ignore_errors=True)
