@@ -38,6 +38,7 @@ test: lint ## lint and all tests but the slow ones
 	$(PYTEST) -m 'not slow'
 
 test-all: lint ## lint and every test, minutes; line coverage of the RTL in build/rtl_tb/coverage.txt
+	rm -f build/rtl_tb/*-coverage/coverage.dat
 	M3VIT_RTL_COVERAGE=1 $(PYTEST)
 	$(BIN)/python -m rtl_tb.coverage
 

@@ -71,7 +71,8 @@ class MemoryModel:
         refresh_period, refresh_cycles: DDR4 refreshes every 7.8 us for 260 ns (JESD79-4: tREFI, tRFC of 4-Gbit parts),
             at 300 MHz 2340 and 78 cycles. 0 cycles: never.
         turnaround: cycles lost when the bus changes between reading and writing. Assumed.
-        write_batch: complete bursts that are worth interrupting reads for. Assumed.
+        write_batch: complete bursts that are worth interrupting reads for. Assumed: all that two write ports have in
+            flight (UG1085: 8 each), at most 4 KiB.
         write_wait: cycles after which a complete burst is written even so. Assumed.
         write_latency: cycles from a burst's last beat to its response. Assumed.
         outstanding: bursts per port and direction that are accepted before the first is finished; 8 in the AXI FIFO
@@ -91,7 +92,7 @@ class MemoryModel:
     refresh_period: int = 2340
     refresh_cycles: int = 78
     turnaround: int = 16
-    write_batch: int = 8
+    write_batch: int = 16
     write_wait: int = 256
     write_latency: int = 60
     outstanding: int = 8

@@ -6,7 +6,9 @@ module dispatch (
     input  logic                                          rst,
     // Layers
     input  logic                                          layer_valid,
-    input  engine_pkg::layer_t                            layer,
+    // verilator lint_off UNUSEDSIGNAL
+    input  engine_pkg::layer_t                            layer,  // most of it concerns others
+    // verilator lint_on UNUSEDSIGNAL
     input  logic [engine_pkg::ENTRY_BITS-1:0]             entry,
     output logic                                          layer_advance,
     // Weight slots, order of experts, queues
@@ -15,7 +17,9 @@ module dispatch (
     input  logic [engine_pkg::SLOT_BITS-1:0]              slot,
     input  logic                                          order_valid,
     output logic                                          order_ready,
-    input  engine_pkg::order_t                            order,
+    // verilator lint_off UNUSEDSIGNAL
+    input  engine_pkg::order_t                            order,  // which expert it is matters to the load unit
+    // verilator lint_on UNUSEDSIGNAL
     output logic                                          walk_start,
     output logic [engine_pkg::NODE_BITS-1:0]              walk_head,
     output logic [engine_pkg::TOKEN_BITS-1:0]             walk_count,
@@ -35,7 +39,7 @@ module dispatch (
     output engine_pkg::tile_t                             tile,
     output logic [engine_pkg::INPUT_LINE_BITS-1:0]        tile_lines,  // per token
     output logic [engine_pkg::T*engine_pkg::STORE_LINE_BITS-1:0] tile_address,  // line 0 of every lane in the ring
-    output logic [engine_pkg::STORE_LINE_BITS:0]          tile_frees,  // input lines that nobody needs after this tile
+    output logic [engine_pkg::STORE_COUNT_BITS-1:0]       tile_frees,  // input lines that nobody needs after this tile
     input  logic                                          tile_done,  // its last beat was sent
     // What it waits for: {store, route, input, weights}
     output logic [3:0]                                    waits,
@@ -49,7 +53,8 @@ module dispatch (
   localparam int WB = engine_pkg::WIDE_ADDRESS_BITS;
   localparam int LB = engine_pkg::LANE_BITS;
   localparam int ABS_BITS = 16;  // running counts, compared by difference
-  localparam int LAYER_LINE_BITS = TB + engine_pkg::INPUT_LINE_BITS;
+  localparam int CB = engine_pkg::STORE_COUNT_BITS;
+  localparam int RB = engine_pkg::WIDE_COUNT_BITS;
 
   typedef enum logic [2:0] {
     IDLE,
@@ -77,8 +82,8 @@ module dispatch (
   logic [SB-1:0] input_base, run_base, next_base;  // run: of the tile at hand in a dense pass
   logic [ABS_BITS-1:0] run_lines, written;  // lines up to the end of the tile, lines arrived
   logic [WB-1:0] wide_base;
-  logic [engine_pkg::WIDE_COUNT_BITS:0] wide_used, wide_claim;  // rows of earlier layers not yet stored; claimed here
-  logic [LAYER_LINE_BITS-1:0] total_lines;
+  logic [RB:0] wide_used, wide_claim;  // rows of earlier layers not yet stored; claimed here
+  logic [CB-1:0] total_lines;  // of a layer that is held whole
 
   // ---- collecting
   logic [engine_pkg::COUNT_BITS-1:0] count;
@@ -112,25 +117,26 @@ module dispatch (
   // ---- address pipeline: products, then base and ring
   logic s1_valid, s2_valid;
   logic [LB-1:0] s1_lane, s2_lane;
-  logic [LAYER_LINE_BITS-1:0] s1_line;
-  logic [TB+engine_pkg::OUTPUT_TILE_BITS-1:0] s1_row;
-  logic [SB:0] s2_line;
-  logic [WB:0] s2_row;
+  logic [SB:0] s1_line;
+  logic [WB:0] s1_row;
+  logic [SB-1:0] s2_line;
+  logic [WB-1:0] s2_row;
   logic [SB:0] line_sum;
   logic [WB:0] row_sum;
-  assign line_sum = {1'b0, queued ? input_base : run_base} + (SB + 1)'(s1_line);
-  assign row_sum = {1'b0, wide_base} + (WB + 1)'(s1_row) + (WB + 1)'(first_tile);
+  assign line_sum = {1'b0, queued ? input_base : run_base} + s1_line;
+  assign row_sum = {1'b0, wide_base} + s1_row + (WB + 1)'(first_tile);
   always_ff @(posedge clk) begin
     s1_valid <= !rst && accept;
     s1_lane <= count[LB-1:0];
     if (accept) begin
-      s1_line <= LAYER_LINE_BITS'(queued ? token : TB'(count)) * LAYER_LINE_BITS'(layer.input_lines);
-      s1_row <= token * layer.output_tiles;
+      s1_line <= (SB + 1)'(queued ? token : TB'(count)) * (SB + 1)'(layer.input_lines);
+      s1_row <= (WB + 1)'(token) * (WB + 1)'(layer.output_tiles);
     end
     s2_valid <= !rst && s1_valid;
     s2_lane <= s1_lane;
-    s2_line <= line_sum >= (SB + 1)'(engine_pkg::STORE_LINES) ? line_sum - (SB + 1)'(engine_pkg::STORE_LINES) : line_sum;
-    s2_row <= row_sum >= (WB + 1)'(engine_pkg::WIDE_ROWS) ? row_sum - (WB + 1)'(engine_pkg::WIDE_ROWS) : row_sum;
+    s2_line <= SB'(line_sum >= (SB + 1)'(engine_pkg::STORE_LINES) ? line_sum - (SB + 1)'(engine_pkg::STORE_LINES)
+                                                                  : line_sum);
+    s2_row <= WB'(row_sum >= (WB + 1)'(engine_pkg::WIDE_ROWS) ? row_sum - (WB + 1)'(engine_pkg::WIDE_ROWS) : row_sum);
   end
 
   for (genvar t = 0; t < T; t = t + 1) begin : g_lane
@@ -141,8 +147,8 @@ module dispatch (
         tile.fresh[t] <= layer.kind == engine_pkg::KIND_ACCUMULATE || (unit == 8'd0 && !(moe && visited));
       end
       if (s2_valid && s2_lane == LB'(t)) begin
-        tile_address[t*SB+:SB] <= s2_line[SB-1:0];
-        tile.wide_row[t*WB+:WB] <= s2_row[WB-1:0];
+        tile_address[t*SB+:SB] <= s2_line;
+        tile.wide_row[t*WB+:WB] <= s2_row;
       end
     end
   end
@@ -153,12 +159,12 @@ module dispatch (
   assign missing = written - run_lines;  // negative: lines still on their way
   assign input_there = queued || !missing[ABS_BITS-1];
   assign wide_there = tile.sink != engine_pkg::SINK_COMBINE
-      || wide_used + wide_claim <= (engine_pkg::WIDE_COUNT_BITS + 1)'(engine_pkg::WIDE_ROWS);
+      || wide_used + wide_claim <= (RB + 1)'(engine_pkg::WIDE_ROWS);
   assign last_tile = left == '0;
   assign tile_valid = state == EMIT && input_there && wide_there;
 
-  logic [LAYER_LINE_BITS-1:0] tile_lines_all;
-  logic [TB+engine_pkg::OUTPUT_TILE_BITS-1:0] tile_rows_all;
+  logic [CB-1:0] tile_lines_all;
+  logic [RB-1:0] tile_rows_all;
   logic [SB:0] run_sum;
   logic [WB:0] wide_sum;
   assign tile_lines = layer.input_lines;
@@ -187,7 +193,7 @@ module dispatch (
         first_pass <= 1'b1;
         fresh_layer <= 1'b1;
         run_base <= input_base;
-        total_lines <= LAYER_LINE_BITS'(layer.tokens) * LAYER_LINE_BITS'(layer.input_lines);
+        total_lines <= CB'(layer.tokens) * CB'(layer.input_lines);
       end
       ITEM:
       if (begin_item) begin
@@ -217,8 +223,8 @@ module dispatch (
           position <= position + 1'b1;
           left <= left - 1'b1;
         end
-        tile_lines_all <= LAYER_LINE_BITS'(count) * LAYER_LINE_BITS'(layer.input_lines);
-        tile_rows_all <= (TB + engine_pkg::OUTPUT_TILE_BITS)'(count) * layer.output_tiles;
+        tile_lines_all <= CB'(count) * CB'(layer.input_lines);
+        tile_rows_all <= RB'(count) * RB'(layer.output_tiles);
       end
       FLUSH: begin
         tile.count <= count;
@@ -227,13 +233,13 @@ module dispatch (
         tile.last_in_layer <= last_tile && last_item;
         tile.completes <= layer.kind == engine_pkg::KIND_LINEAR || gate ? '0
                         : moe ? (last_tile && last_item ? layer.wide_rows : '0)
-                        : last_unit ? engine_pkg::WIDE_COUNT_BITS'(tile_rows_all) : '0;
-        tile_frees <= moe ? (last_tile && last_item ? (SB + 1)'(total_lines) : '0)
-                    : last_unit ? (SB + 1)'(tile_lines_all) : '0;
+                        : last_unit ? tile_rows_all : '0;
+        tile_frees <= moe ? (last_tile && last_item ? total_lines : '0)
+                    : last_unit ? tile_lines_all : '0;
         // Rows that this tile may write: those of a dense layer arrive in order, an expert's anywhere.
-        wide_claim <= moe ? (engine_pkg::WIDE_COUNT_BITS + 1)'(layer.wide_rows)
+        wide_claim <= moe ? (RB + 1)'(layer.wide_rows)
                     : !first_pass ? wide_claim
-                    : (fresh_layer ? '0 : wide_claim) + (engine_pkg::WIDE_COUNT_BITS + 1)'(tile_rows_all);
+                    : (fresh_layer ? '0 : wide_claim) + (RB + 1)'(tile_rows_all);
       end
       EMIT:
       if (tile_valid && tile_ready) begin
@@ -271,8 +277,8 @@ module dispatch (
     // Layers before this one still hold wide_used rows; this one joins them when it has been dispatched.
     if (rst) wide_used <= '0;
     else
-      wide_used <= wide_used + (state == NEXT && last_item ? (engine_pkg::WIDE_COUNT_BITS + 1)'(layer.wide_rows) : '0)
-                 - (wide_freed_valid ? (engine_pkg::WIDE_COUNT_BITS + 1)'(wide_freed) : '0);
+      wide_used <= wide_used + (state == NEXT && last_item ? (RB + 1)'(layer.wide_rows) : '0)
+                 - (wide_freed_valid ? (RB + 1)'(wide_freed) : '0);
 
     if (rst) state <= IDLE;
     else

@@ -42,6 +42,7 @@ package engine_pkg;
   localparam int STORE_LINES = m3vit_pkg::MAX_TOKENS * ((m3vit_pkg::MAX_WIDTH + m3vit_pkg::LINE_BYTES - 1)
                                                        / m3vit_pkg::LINE_BYTES);  // ring of input lines
   localparam int STORE_LINE_BITS = $clog2(STORE_LINES);
+  localparam int STORE_COUNT_BITS = $clog2(STORE_LINES + 1);
   localparam int BLOCK_BEATS = O / I;  // beats that one hidden block (O columns) feeds
   localparam int HIDDEN_BLOCKS = (m3vit_pkg::MAX_HIDDEN + O - 1) / O;
   localparam int HIDDEN_BLOCK_BITS = $clog2(HIDDEN_BLOCKS + 1);

@@ -9,11 +9,11 @@ module gather (
     input  logic [engine_pkg::COUNT_BITS-1:0]                    tile_count,
     input  logic [engine_pkg::INPUT_LINE_BITS-1:0]               tile_lines,
     input  logic [engine_pkg::T*engine_pkg::STORE_LINE_BITS-1:0] tile_address,
-    input  logic [engine_pkg::STORE_LINE_BITS:0]                 tile_frees,
+    input  logic [engine_pkg::STORE_COUNT_BITS-1:0]              tile_frees,
     // Input ring
     output logic                                                 read,
     output logic [engine_pkg::STORE_LINE_BITS-1:0]               read_address,
-    output logic [engine_pkg::STORE_LINE_BITS:0]                 freed,  // lines given back in this cycle
+    output logic [engine_pkg::STORE_COUNT_BITS-1:0]              freed,  // lines given back in this cycle
     // Operand ring: lane and line group that the data read two cycles ago belong to
     output logic                                                 write,
     output logic [engine_pkg::LANE_BITS-1:0]                     write_lane,
@@ -31,7 +31,7 @@ module gather (
   logic [engine_pkg::INPUT_LINE_BITS-1:0] lines, line;
   logic [LB-1:0] lane;
   logic [T*SB-1:0] address;  // next line of every lane
-  logic [SB:0] frees;
+  logic [engine_pkg::STORE_COUNT_BITS-1:0] frees;
   logic [GB:0] head, used;  // group being filled; groups taken
 
   assign room = used != (GB + 1)'(engine_pkg::OPERAND_GROUPS);

@@ -6,7 +6,9 @@ module issue (
     // Tiles
     input  logic                                                         tile_valid,
     output logic                                                         tile_ready,
-    input  engine_pkg::tile_t                                            tile,
+    // verilator lint_off UNUSEDSIGNAL
+    input  engine_pkg::tile_t                                            tile,  // addresses and weights are for the drain
+    // verilator lint_on UNUSEDSIGNAL
     input  logic [engine_pkg::INPUT_LINE_BITS-1:0]                       tile_lines,
     // What is there: weight rows per slot, operand groups (running count), hidden blocks of this tile
     input  logic [m3vit_pkg::WEIGHT_SLOTS*engine_pkg::SLOT_ROW_BITS-1:0] rows_filled,

@@ -6,14 +6,17 @@ module load (
     input  logic                                                           forget,  // start of a program: slots hold nothing
     // Layers
     input  logic                                                           layer_valid,
-    input  engine_pkg::layer_t                                             layer,
-    input  logic [engine_pkg::ENTRY_BITS-1:0]                              entry,
+    // verilator lint_off UNUSEDSIGNAL
+    input  engine_pkg::layer_t                                             layer,  // most of it concerns others
+    // verilator lint_on UNUSEDSIGNAL
     output logic                                                           layer_advance,
     input  logic                                                           computed,  // everything before this entry
     // Order of experts, and whether a unit is in a slot (for the order that asks)
     input  logic                                                           order_valid,
     output logic                                                           order_ready,
-    input  engine_pkg::order_t                                             order,
+    // verilator lint_off UNUSEDSIGNAL
+    input  engine_pkg::order_t                                             order,  // queues are for others
+    // verilator lint_on UNUSEDSIGNAL
     input  logic [31:0]                                                    resident_query,
     output logic                                                           resident_hit,
     // Stripes

@@ -129,10 +129,8 @@ module load_decode (
 
   // ---- rows
   logic [SB-1:0] row_slot;
-  logic [engine_pkg::ROW_BITS+LB-1:0] row_shifted;
-  assign row_shifted = {line_data, row_data};
   always_ff @(posedge clk) begin
-    if (take && part == ROWS) row_data <= row_shifted[engine_pkg::ROW_BITS+LB-1:LB];
+    if (take && part == ROWS) row_data <= engine_pkg::ROW_BITS'({line_data, row_data} >> LB);
     row_address <= engine_pkg::WEIGHT_ADDRESS_BITS'(slot * m3vit_pkg::SLOT_ROWS)
                  + engine_pkg::WEIGHT_ADDRESS_BITS'(row);
     row_slot <= slot;
@@ -142,10 +140,8 @@ module load_decode (
   // ---- parameter groups: biases, then shifts, bytes
   localparam int GB = engine_pkg::GROUP_LINES * LB;
   logic [GB-1:0] group_bytes;
-  logic [GB+LB-1:0] group_shifted;
-  assign group_shifted = {line_data, group_bytes};
   always_ff @(posedge clk) begin
-    if (take && part == GROUP) group_bytes <= group_shifted[GB+LB-1:LB];
+    if (take && part == GROUP) group_bytes <= GB'({line_data, group_bytes} >> LB);
     group_address <= engine_pkg::GROUP_ADDRESS_BITS'(slot * m3vit_pkg::SLOT_GROUPS)
                    + engine_pkg::GROUP_ADDRESS_BITS'(group);
     group_write <= !rst && take && part == GROUP && piece_over;
@@ -159,10 +155,8 @@ module load_decode (
   // ---- GELU table: kept aside and written entry by entry while the first rows arrive
   localparam int EB = engine_pkg::GELU_LINES * LB;
   logic [EB-1:0] entries;
-  logic [EB+LB-1:0] entries_shifted;
-  assign entries_shifted = {line_data, entries};
   always_ff @(posedge clk) begin
-    if (take && part == GELU) entries <= entries_shifted[EB+LB-1:LB];
+    if (take && part == GELU) entries <= EB'({line_data, entries} >> LB);
     else if (table_busy) entries <= {8'd0, entries[EB-1:8]};
     if (take && part == GELU && piece_over) gelu_slot <= slot;
     if (rst) begin

@@ -261,7 +261,6 @@ module m3vit_engine (
       .forget        (clear),
       .layer_valid   (layer_valid[LOAD]),
       .layer         (layer_load),
-      .entry         (entries[LOAD*EB+:EB]),
       .layer_advance (layer_advance[LOAD]),
       .computed,
       .order_valid   (load_order_valid),
@@ -308,7 +307,7 @@ module m3vit_engine (
 
   // ---- input rows
   logic input_keep, input_read, gather_write;
-  logic [engine_pkg::STORE_LINE_BITS:0] lines_freed;
+  logic [engine_pkg::STORE_COUNT_BITS-1:0] lines_freed;
   logic [engine_pkg::STORE_LINE_BITS-1:0] input_address;
   logic [engine_pkg::LINE_BITS-1:0] input_line;
   row_source #(
@@ -333,7 +332,7 @@ module m3vit_engine (
       .line_valid     (line_valid[1]),
       .line_last,
       .line_keep      (input_keep),
-      .freed          (lines_freed[$clog2(engine_pkg::STORE_LINES+1)-1:0])
+      .freed          (lines_freed)
   );
   input_store u_input_store (
       .clk,
@@ -382,7 +381,7 @@ module m3vit_engine (
   engine_pkg::tile_t tile, issue_tile;
   logic [engine_pkg::INPUT_LINE_BITS-1:0] tile_lines, issue_lines;
   logic [engine_pkg::T*engine_pkg::STORE_LINE_BITS-1:0] tile_address;
-  logic [engine_pkg::STORE_LINE_BITS:0] tile_frees;
+  logic [engine_pkg::STORE_COUNT_BITS-1:0] tile_frees;
   logic [3:0] waits;
   logic issue_valid, issue_ready;
   assign tile_ready = gather_ready && queue_ready;

@@ -98,6 +98,7 @@ module reader (
       if (take) stripe_valid <= 1'b1;
       else if (stripe_push) stripe_valid <= 1'b0;
       if (take) favour_input <= chosen[0];
+      else if (idle) favour_input <= 1'b0;  // every program starts alike
     end
   end
   assign stripe_requested = take;
@@ -112,7 +113,10 @@ module reader (
   end
 
   // ---- ports
-  logic [P-1:0] port_ready, beat_valid, beat_ready, beat_tag, beat_error, port_reading;
+  logic [P-1:0] port_ready, beat_valid, beat_ready, beat_error, port_reading;
+  // verilator lint_off UNUSEDSIGNAL
+  logic [P-1:0] beat_tag;  // commands come through port 0 only
+  // verilator lint_on UNUSEDSIGNAL
   logic [P*PB-1:0] beat_data;
   assign stripe_push = stripe_valid && tags_ready && (&port_ready) && !command_valid;
   assign command_push = command_valid && port_ready[0];  // few and urgent: first

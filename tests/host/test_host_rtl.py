@@ -96,7 +96,7 @@ def run_synthetic(driver: Driver, synthetic: SyntheticProgram) -> Record:
         record = driver.start(program, memory).wait(120)
         found = memory.array.copy()
     expected = synthetic.memory.copy()
-    FunctionalEngine(CI).execute(
+    FunctionalEngine(driver.device.hardware).execute(
         expected, synthetic.program_offset, len(synthetic.commands), synthetic.record_offset
     )
     golden = Record.decode(expected[synthetic.record_offset :].tobytes())
@@ -134,6 +134,25 @@ LAYERS = {
 def test_every_kind_of_layer(driver, name):
     for seed in range(2):
         run_synthetic(driver, build_program([[LAYERS[name](seed)]], CI))
+
+
+@pytest.mark.slow
+def test_full_size_engine(library):
+    """The engine of the ZCU104, built as the command line builds it: layers of the widths of M3ViT-small."""
+    full = hardware("zcu104")
+    jobs = [
+        [
+            synthetic_layer(Kind.LINEAR, 65, 384, 1152, full, 1, flags=Flag.NARROW),
+            synthetic_layer(Kind.ACCUMULATE, 65, 384, 384, full, 2),
+            synthetic_layer(Kind.MOE, 65, 384, 384, full, 3, hidden=384, experts=16, top_k=4),
+        ],
+        [
+            synthetic_layer(Kind.ACCUMULATE, 40, 768, 384, full, 4),
+            synthetic_layer(Kind.MLP, 33, 384, 384, full, 5, hidden=384, units=4),
+        ],
+    ]
+    with open_device("rtl", full) as device, Driver(device) as driver:
+        run_synthetic(driver, build_program(jobs, full))
 
 
 @pytest.mark.parametrize(

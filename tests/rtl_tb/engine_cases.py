@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from accel import pack
 from accel.commands import Command, Flag, Opcode
 from accel.config import Hardware
+from accel.errors import M3vitError
 from accel.layers import Kind, Layer
 from accel.limits import KINDS, EngineError, Limits
 from accel.params import Gate, Linear, Unit
@@ -41,8 +42,17 @@ def case(build: Build) -> Build:
 # ---- layers
 
 
-def dense(kind: Kind, tokens: int, inputs: int, outputs: int, hw: Hardware, seed: int = 1, **more: Any) -> SyntheticLayer:
-    return synthetic_layer(kind, tokens, inputs, outputs, hw, seed, **more)
+def dense(
+    kind: Kind, tokens: int, inputs: int, outputs: int, hw: Hardware, seed: int = 1, *, units: int | None = None,
+    **more: Any,
+) -> SyntheticLayer:
+    """A dense layer of ``units`` units, or fewer if one of them would be without a tile."""
+    tiles = -(-outputs // hw.tile_outputs)
+    while units is not None and kind in (Kind.LINEAR, Kind.ACCUMULATE):
+        if (units - 1) * Layer("", kind, tokens, inputs, outputs, 0, 1, units, 1, hw).tiles_per_unit < tiles:
+            break
+        units -= 1
+    return synthetic_layer(kind, tokens, inputs, outputs, hw, seed, units=units, **more)
 
 
 def moe(
@@ -396,7 +406,7 @@ def random_program(seed: int, hw: Hardware) -> SyntheticProgram:
             item = random_layer(draw, hw, most_tokens)
             program = build_program([[item]], hw)
             Limits(hw).check(program.commands[0], program.arena.bytes)
-        except (EngineError, ValueError):
+        except (EngineError, M3vitError):
             continue
         layers.append(item)
     jobs = []
