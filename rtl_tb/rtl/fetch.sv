@@ -171,7 +171,7 @@ module fetch (
   assign start_taken = state == IDLE && start_valid && !clear && !done;
   assign record_start = state == RECORD;
   logic stopped_by_bus;
-  assign halt = state == HALT || (state == RECORD && stopped_by_bus);
+  assign halt = stopped_by_bus;  // until the reset: what was under way must not go on behind the host's back
 
   always_ff @(posedge clk) begin
     done <= 1'b0;

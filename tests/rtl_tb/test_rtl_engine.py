@@ -19,6 +19,7 @@ from engine_cases import (
     saturated_unit,
 )
 from engine_programs import (
+    BUS_EVENTS,
     DONE,
     IDLE,
     MODELS,
@@ -272,7 +273,7 @@ def test_reset_at_any_moment(bench, model: str) -> None:
             device.memory.log()
             bench.start(program, buffer.device_address + offset)
             device._library.board_idle(device._board, draw.randrange(cycles))
-            counts = np.bincount(device.memory.events()["kind"], minlength=4)
+            counts = np.bincount(device.memory.events()["kind"], minlength=len(BUS_EVENTS))
             in_burst += counts[0] != counts[1] or counts[2] != counts[3]
             device.memory.log(False)
             device.reset()

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import dense, moe
+from engine_cases import dense, moe, random_program
 from engine_programs import (
     MODELS,
     EngineBench,
+    Outcome,
     layer_of,
     replaced,
     rtl_bench,
@@ -28,7 +29,7 @@ from accel.commands import _RESERVED_BITS, COMMAND_BYTES, FIELDS, RESERVED, Comm
 from accel.config import hardware
 from accel.layers import Kind
 from accel.limits import KINDS, EngineError, Limits
-from accel.record import ErrorCode, Record
+from accel.record import ErrorCode
 from accel.routing import Schedule
 from accel.synthetic import SyntheticProgram, build_program
 
@@ -73,29 +74,42 @@ def spans(command: Command) -> dict[str, tuple[int, int]]:
 READS = [(index, name) for index in LAYERS for name in spans(PROGRAM.commands[index])]
 
 
-def output_span(program: SyntheticProgram, index: int) -> tuple[int, int]:
-    return program.outputs[LAYERS.index(index)]
+def output_span(index: int) -> tuple[int, int]:
+    return PROGRAM.outputs[LAYERS.index(index)]
 
 
-def check_stop(bench: EngineBench, code: ErrorCode, index: int, detail: int | None, **faults: Any) -> Record:
-    """Run PROGRAM with faults in memory: it stops at a command, all before it is complete, nothing else is touched but
-    outputs; and after a reset it runs as ever."""
-    found = bench.execute(PROGRAM, **faults)
+def check_stop(
+    bench: EngineBench, code: ErrorCode, index: int, detail: int | None, program: SyntheticProgram = PROGRAM,
+    **faults: Any,
+) -> None:
+    """Run a program with faults in memory: it stops at a command, and after a reset it runs as ever."""
+    found = bench.execute(program, **faults)
     header = found.record.header
-    assert (found.record.error, header["error_command"], header["commands"]) == (code, index, index)
+    assert (found.record.error, header["error_command"]) == (code, index)
     assert detail is None or header["error_detail"] == detail
-    expected = bench.expect_until(PROGRAM, index)
-    if code in (ErrorCode.READ, ErrorCode.WRITE):
-        for later in LAYERS:
-            if later >= index:  # undefined
-                offset, size = output_span(PROGRAM, later)
-                found.memory[offset : offset + size] = expected.memory[offset : offset + size]
-    bench.compare_memory(PROGRAM, found, expected.memory)
-    wanted = sum(command.opcode is Opcode.JOB_END for command in PROGRAM.commands[:index])
-    assert [job["job"] for job in found.record.jobs] == list(range(wanted))
+    check_stopped(bench, program, found)
+
+
+def check_stopped(bench: EngineBench, program: SyntheticProgram, found: Outcome) -> None:
+    """All before the command that failed is complete, nothing else is touched but outputs; the next run is correct."""
+    header = found.record.header
+    index = header["error_command"]
+    assert header["commands"] == index
+    expected = bench.expect_until(program, index)
+    for later in program.commands[index:]:
+        if later.opcode in KINDS:  # undefined
+            offset, size = later.output, output_bytes(later)
+            found.memory[offset : offset + size] = expected.memory[offset : offset + size]
+    bench.compare_memory(program, found, expected.memory)
+    wanted = [command.job for command in program.commands[:index] if command.opcode is Opcode.JOB_END]
+    assert [job["job"] for job in found.record.jobs] == wanted
     bench.device.reset()
-    bench.run(PROGRAM)
-    return found.record
+    bench.run(program)
+
+
+def output_bytes(command: Command) -> int:
+    layer = layer_of(command, CI)
+    return pack.token_bytes(layer.tokens, layer.outputs, layer.output_bytes_per_value, CI)
 
 
 def block(offset: int, size: int, draw: random.Random) -> tuple[tuple[int, int], int]:
@@ -131,7 +145,7 @@ def test_read_error_at_a_command(bench, index: int) -> None:
 @pytest.mark.parametrize("index", LAYERS)
 def test_write_error(bench, index: int) -> None:
     draw = random.Random(index)
-    offset, size = output_span(PROGRAM, index)
+    offset, size = output_span(index)
     for model in ("default", "choppy", "far"):
         fault, port = block(offset, size, draw)
         check_stop(bench, ErrorCode.WRITE, index, port % CI.write_ports, model=MODELS[model], writes=[fault])
@@ -149,13 +163,34 @@ def test_earliest_command_is_reported(bench) -> None:
     bench.use(MODELS["default"])
     for first, second in itertools.combinations(LAYERS, 2):
         late = spans(PROGRAM.commands[second])["weights"]
-        offset, size = output_span(PROGRAM, first)
+        offset, size = output_span(first)
         check_stop(
             bench, ErrorCode.WRITE, first, None, writes=[(offset + size - 1, offset + size)], reads=[(late[0], late[0] + 1)]
         )
         early = spans(PROGRAM.commands[first])["input"]
         faults = [(late[0], late[0] + 1), (early[0] + early[1] - 1, early[0] + early[1])]
         check_stop(bench, ErrorCode.READ, first, None, reads=faults)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_faults_anywhere(bench, model: str) -> None:
+    """Random programs, a few bytes of memory that cannot be read or written: whoever needs them is reported, else nobody."""
+    draw, hit = random.Random(model), 0
+    for seed in range(30):
+        program = random_program(1000 + seed, CI)
+        at = draw.randrange(program.record_offset)
+        if draw.random() < 0.5:  # else most programs would not notice
+            command = draw.choice([command for command in program.commands if command.opcode in KINDS])
+            at = getattr(command, draw.choice(["output", "input", "weights"])) + draw.randrange(CI.stripe_bytes)
+        fault = [(at, at + draw.choice([1, 16, 5000]))]
+        found = bench.execute(program, MODELS[model], reads=fault, writes=fault)
+        if found.record.error is ErrorCode.NONE:
+            bench.compare(program, found)
+        else:
+            assert found.record.error in (ErrorCode.READ, ErrorCode.WRITE)
+            check_stopped(bench, program, found)
+            hit += 1
+    assert hit > 8
 
 
 def test_empty_experts_are_not_read(bench) -> None:
