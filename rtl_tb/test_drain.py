@@ -207,7 +207,7 @@ async def start(dut: Any) -> Bench:
     dut.rst.value = 1
     dut.tile_valid.value, dut.done.value, dut.group_write.value, dut.gelu_write.value = 0, 0, 0, 0
     await Timer(1, "ns")
-    cocotb.start_soon(Clock(dut.clk, 10, "ns").start())
+    cocotb.start_soon(Clock(dut.clk, 10, "ns").start(start_high=False))
     for _ in range(3):
         await RisingEdge(dut.clk)
     dut.rst.value = 0

@@ -14,7 +14,7 @@ PARAMETERS = ({"WIDTH": 8, "DEPTH": 2}, {"WIDTH": 40, "DEPTH": 16})
 
 @cocotb.test()
 async def random_traffic(dut):
-    cocotb.start_soon(Clock(dut.clk, 10, "ns").start())
+    cocotb.start_soon(Clock(dut.clk, 10, "ns").start(start_high=False))
     width, depth = len(dut.in_data), int(dut.DEPTH.value)
     dut.rst.value, dut.in_valid.value, dut.out_ready.value = 1, 0, 0
     for _ in range(2):

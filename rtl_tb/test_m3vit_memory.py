@@ -266,7 +266,7 @@ async def write_latency_and_turnaround(dut):
 
 @clocked
 async def writes_wait_for_reads_but_not_for_ever(dut):
-    model = MemoryModel(refresh_cycles=0)
+    model = MemoryModel(refresh_cycles=0, write_batch=8)
     master = await start(dut, model)
     for port in range(PORTS):
         for i in range(100):

@@ -83,7 +83,7 @@ class Bench:
 async def start(dut: Any) -> Bench:
     dut.beat.value, dut.rst.value = 0, 1
     await Timer(1, "ns")
-    cocotb.start_soon(Clock(dut.clk, 10, "ns").start())
+    cocotb.start_soon(Clock(dut.clk, 10, "ns").start(start_high=False))
     for _ in range(3):
         await RisingEdge(dut.clk)
     dut.rst.value = 0

@@ -342,7 +342,7 @@ def random_layer(tokens: int = 0, **fixed) -> Layer:
 
 
 async def begin(dut) -> Bench:
-    cocotb.start_soon(Clock(dut.clk, 10, "ns").start())
+    cocotb.start_soon(Clock(dut.clk, 10, "ns").start(start_high=False))
     bench = Bench(dut)
     await bench.reset()
     return bench

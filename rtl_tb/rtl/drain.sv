@@ -272,9 +272,12 @@ module drain (
 
 `ifndef SYNTHESIS
   int since;  // cycles since the last result
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
   always_ff @(posedge clk) begin
     since <= rst ? T : done ? 1 : since + 1;
-    if (!rst) begin
+    if (rst) armed <= 1'b1;
+    if (armed && !rst) begin
       if (done && !head_valid) $error("drain: result without a tile");
       if (done && since < T) $error("drain: results %0d cycles apart", since);
       if (valid[0] && linear0 && first0 && !info_ready) $error("drain: infos full");

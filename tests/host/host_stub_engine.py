@@ -18,6 +18,15 @@ _ANSWERS = {
 }
 
 _BODY = """
+  // What the board notes of the array's beats; there are none.
+  typedef struct packed {
+    logic [2:0] entry, slot;
+    logic first_in_layer, last_in_unit, last_in_layer;
+  } tile_t;
+  logic drain_valid, issue_valid, issue_ready;
+  tile_t issue_tile;
+  assign {drain_valid, issue_valid, issue_ready} = 3'b000;
+  assign issue_tile = '0;
   logic breach;
   assign s_axi_control_awready = s_axi_control_awvalid && s_axi_control_wvalid && !s_axi_control_bvalid;
   assign s_axi_control_wready = s_axi_control_awready;

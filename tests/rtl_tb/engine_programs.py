@@ -1,4 +1,4 @@
-"""Runs programs on an engine and compares all that they leave behind with the functional engine, counting what it compares.
+"""Runs programs on an engine, compares all that they leave with the functional engine, and counts what it compares.
 
 The device stays open over many programs, so that one build serves a module of tests; if a program breaks it, the next
 one gets a new device.
@@ -6,7 +6,6 @@ one gets a new device.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel import pack
-from accel.commands import Command, Opcode, encode_program
+from accel.commands import Command, Opcode
 from accel.config import Formats, Hardware, hardware
 from accel.errors import DeviceError
 from accel.functional import FunctionalEngine
 from accel.layers import Layer
 from accel.limits import KINDS, Limits
-from accel.memory_map import ARENA_ALIGNMENT, ArenaMap
+from accel.memory_map import ARENA_ALIGNMENT
 from accel.memory_model import CHANNELS, IDEAL, MAX_PORTS, MemoryModel
-from accel.record import COUNTERS, ErrorCode, Record, empty_record
+from accel.record import COUNTERS, ErrorCode, Record
 from accel.registers import mask
 from accel.routing import Queue, Schedule
 from accel.synthetic import SyntheticProgram
 from host.backends.rtl import RtlDevice
 from host.backends.rtl_build import ROOT, build
-from host.backends.rtl_library import EVENT_KINDS
+from host.backends.rtl_library import EVENT, EVENT_KINDS
 from host.device import Device, Reg
 
 Array = NDArray[Any]
@@ -106,35 +105,18 @@ class CountingEngine(FunctionalEngine):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a program left: its record, the arena, and what lies around the arena and was zero before."""
+    """What a program left: its record, the arena, what lies around the arena and was zero before, and the log of the
+    simulated memory."""
 
     record: Record
     memory: Array
     around: Array
+    events: Array
 
 
 def layer_of(command: Command, engine: Hardware) -> Layer:
     """Shape that a layer command names."""
     return Limits(engine).check(command, 1 << 40)
-
-
-def with_commands(program: SyntheticProgram, commands: Iterable[Command]) -> SyntheticProgram:
-    """The same memory with other commands."""
-    return with_image(program, encode_program(commands), tuple(commands))
-
-
-def with_image(program: SyntheticProgram, image: bytes, commands: tuple[Command, ...]) -> SyntheticProgram:
-    """The same memory with another program, which may hold what no Command object can. The record gets room for as many
-    jobs as there are commands."""
-    jobs = sum(command.opcode is Opcode.JOB_END for command in commands)
-    sizes = dict(program.arena.sizes) | {"program": len(image), "record": len(empty_record(jobs))}
-    arena = ArenaMap.layout(**sizes)
-    memory = np.zeros(arena.bytes, np.uint8)
-    end = arena.offsets["record"]
-    assert end == program.arena.offsets["record"]
-    memory[:end] = program.memory[:end]
-    memory[arena.offsets["program"] :][: len(image)] = np.frombuffer(image, np.uint8)
-    return SyntheticProgram(memory, arena, commands, program.outputs)
 
 
 class EngineBench:
@@ -178,7 +160,7 @@ class EngineBench:
         return buffer, ARENA_ALIGNMENT
 
     def start(self, program: SyntheticProgram, address: int, control: int = START) -> None:
-        """Write the registers and start. The driver would refuse some of these programs; the engine must do so itself."""
+        """Write the registers and start. The driver would refuse some of these programs; here the engine must."""
         device = self._device
         device.read_register(Reg.AP_CTRL)  # clears a done left over
         for port in range(self.hardware.ports):
@@ -213,28 +195,38 @@ class EngineBench:
                 if isinstance(self._device, RtlDevice):
                     shifted = [[(base + low, base + high) for low, high in ranges] for ranges in (reads, writes)]
                     self._device.inject(*shifted)
+                    self._device.memory.log()
                 self.start(program, base)
                 control = self.finish()
                 assert control & (DONE | IDLE) == DONE | IDLE, f"AP_CTRL = {control:#x}"
+                events = self._events()
+                events["address"] -= np.where(events["kind"] < len(BUS_EVENTS), base, 0).astype(np.uint64)
                 self.check_quiet()
                 buffer.invalidate()
                 whole = buffer.array.copy()
+            memory = whole[offset : offset + size]
+            record = Record.decode(memory[program.record_offset :].tobytes())
         except (DeviceError, AssertionError):
             self.replace_device()  # whatever state it is in must not fail the next program too
             raise
-        memory = whole[offset : offset + size]
-        around = np.concatenate([whole[:offset], whole[offset + size :]])
-        return Outcome(Record.decode(memory[program.record_offset :].tobytes()), memory, around)
+        return Outcome(record, memory, np.concatenate([whole[:offset], whole[offset + size :]]), events)
 
     def check_quiet(self) -> None:
         """Nothing moves on the memory ports once the engine has said that it is done, whatever made it stop."""
         if isinstance(self._device, RtlDevice):
             self._device.memory.log()
             self._device._library.board_idle(self._device._board, QUIET_CYCLES)
-            events = self._device.memory.events()
-            self._device.memory.log(False)
+            events = self._events()
             moved = events[events["kind"] < len(BUS_EVENTS)]  # after a bus error the array works off what it has
             assert not len(moved), f"{len(moved)} bursts after done, first {moved[0]}"
+
+    def _events(self) -> Array:
+        """What the memory has logged; the log ends."""
+        if not isinstance(self._device, RtlDevice):
+            return np.zeros(0, EVENT)
+        events = self._device.memory.events()
+        self._device.memory.log(False)
+        return events
 
     # ---- comparing
 
@@ -247,7 +239,7 @@ class EngineBench:
         memory = program.memory.copy()
         self.functional.execute(memory, program.program_offset, command, program.record_offset)
         record = Record.decode(memory[program.record_offset :].tobytes())
-        return Outcome(record, memory, np.zeros(0, np.uint8))
+        return Outcome(record, memory, np.zeros(0, np.uint8), np.zeros(0, EVENT))
 
     def run(self, program: SyntheticProgram, model: MemoryModel | None = None) -> Record:
         """Run a program and require what the functional engine leaves, byte for byte and counter for counter."""
@@ -339,10 +331,6 @@ def rtl_bench(preset: str, *, assertions: bool = True, max_cycles: int = 4_000_0
     bench.close()
     print(f"{preset}: {bench.compared:,} integers compared")
     assert bench.compared, "nothing was compared"
-
-
-def replaced(command: Command, **fields: Any) -> Command:
-    return dataclasses.replace(command, **fields)
 
 
 def output_values(program: SyntheticProgram, memory: Array, index: int, engine: Hardware) -> Array:

@@ -8,16 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from engine_cases import (
-    CASES,
-    dense,
-    extreme_linear,
-    extreme_operands,
-    moe,
-    random_gate,
-    random_program,
-    saturated_unit,
-)
 from engine_programs import (
     BUS_EVENTS,
     DONE,
@@ -27,9 +17,7 @@ from engine_programs import (
     EngineBench,
     held_back,
     output_values,
-    replaced,
     rtl_bench,
-    with_commands,
 )
 
 from accel import numerics, pack
@@ -48,6 +36,18 @@ from host.backends import open_device
 from host.backends.rtl import RtlDevice
 from host.device import Reg
 from host.driver import Driver
+from rtl_tb.engine_cases import (
+    CASES,
+    dense,
+    extreme_linear,
+    extreme_operands,
+    moe,
+    random_gate,
+    random_program,
+    replaced,
+    saturated_unit,
+    with_commands,
+)
 
 pytestmark = pytest.mark.verilator
 CI = hardware("ci")
@@ -61,7 +61,10 @@ def bench(tools) -> Iterator[EngineBench]:
 def every_kind(seed: int = 1) -> SyntheticProgram:
     """Two jobs with a layer of every kind; small."""
     jobs = [
-        [dense(Kind.LINEAR, 19, 64, 100, CI, seed, flags=Flag.NARROW), moe([9, 0, 13, 4], 13, 2, CI, units=2, seed=seed)],
+        [
+            dense(Kind.LINEAR, 19, 64, 100, CI, seed, flags=Flag.NARROW),
+            moe([9, 0, 13, 4], 13, 2, CI, units=2, seed=seed),
+        ],
         [dense(Kind.ACCUMULATE, 11, 96, 64, CI, seed), dense(Kind.MLP, 17, 32, 48, CI, seed, hidden=64, units=2)],
     ]
     return build_program(jobs, CI)
@@ -102,8 +105,8 @@ def test_ties_go_to_the_lower_expert(bench) -> None:
     layers = []
     for experts, top_k in ((8, 2), (8, 8), (17, 3), (40, 5)):
         item = synthetic_layer(Kind.MOE, 24, 64, 32, CI, experts, hidden=16, experts=experts, top_k=top_k)
-        codes = np.array([np.zeros(experts), np.arange(experts) // 2, -(np.arange(experts) // 2), np.arange(experts) % 2,
-                          np.arange(experts) // (experts // 2), np.arange(experts) % 3])  # fmt: skip
+        every = np.arange(experts)
+        codes = [every * 0, every // 2, -(every // 2), every % 2, every // (experts // 2), every % 3]
         item.x[:, :experts] = np.tile(codes, (4, 1))
         gate = pack.unpack_gate(item.weights.gates[0], item.layer, 0)
         chosen = numerics.top_k(PreparedGate(gate.weight, gate.bias).logits(item.x), top_k)
@@ -115,8 +118,8 @@ def test_ties_go_to_the_lower_expert(bench) -> None:
 def test_saturation_on_both_sides(bench) -> None:
     largest = (1 << 31) - 1
     shapes = [
-        (Kind.LINEAR, 64, 64, 0, 1, 1), (Kind.ACCUMULATE, 64, 64, 0, 1, 1), (Kind.ACCUMULATE, CI.max_inputs, 48, 0, 1, 1),
-        (Kind.MLP, 64, 64, 64, 15, 1), (Kind.MOE, 64, 64, 64, 14, 8),
+        (Kind.LINEAR, 64, 64, 0, 1, 1), (Kind.ACCUMULATE, 64, 64, 0, 1, 1),
+        (Kind.ACCUMULATE, CI.max_inputs, 48, 0, 1, 1), (Kind.MLP, 64, 64, 64, 15, 1), (Kind.MOE, 64, 64, 64, 14, 8),
     ]  # fmt: skip
     layers = []
     for kind, inputs, outputs, hidden, units, experts in shapes:
@@ -131,7 +134,8 @@ def test_saturation_on_both_sides(bench) -> None:
             layers.append(item)
             continue
         for shift in (-8, 0, 31):
-            layers.append(extreme_operands(layer, Weights(pack.pack_plain(extreme_linear(outputs, inputs, shift, bias), layer))))
+            linear = extreme_linear(outputs, inputs, shift, bias)
+            layers.append(extreme_operands(layer, Weights(pack.pack_plain(linear, layer))))
     layers[0].flags = Flag.NARROW
     program = build_program([layers], CI)
     found = bench.execute(program)
@@ -189,12 +193,16 @@ def test_residents_come_first(bench) -> None:
 # ---- back-pressure
 
 
-@pytest.mark.parametrize("port", ["all", 0, 1, 2, 3])
-@pytest.mark.parametrize("channel", CHANNELS)
-def test_back_pressure_on_one_channel(bench, channel: str, port: str | int) -> None:
-    if channel in ("aw", "w", "b") and port in (2, 3):
-        pytest.skip("not a write port")
-    ports = range(4) if port == "all" else (int(port),)
+HELD_BACK = [
+    (channel, ports)
+    for channel in CHANNELS
+    for used in [CI.ports if channel in ("ar", "r") else CI.write_ports]
+    for ports in [tuple(range(used)), *((port,) for port in range(used))]
+]
+
+
+@pytest.mark.parametrize(("channel", "ports"), HELD_BACK, ids=str)
+def test_back_pressure_on_one_channel(bench, channel: str, ports: tuple[int, ...]) -> None:
     program = every_kind()
     for percent, run in ((50, 1), (80, 3), (60, 90)):
         bench.run(program, held_back([channel], ports, stall_percent=percent, stall_run=run, stall_seed=percent))
@@ -296,9 +304,10 @@ def test_differences_are_found(bench) -> None:
         with pytest.raises(AssertionError, match=f"1 bytes differ, first at {place:#x}"):
             bench.compare(program, found)
         found.memory[place] ^= 1
+    counters, jobs = found.record.counters, found.record.jobs
     for table, name in (
-        (found.record.counters, "pairs"), (found.record.counters, "array_cycles"), (found.record.counters, "idle_cycles"),
-        (found.record.jobs[1], "queue_crc"), (found.record.jobs[0], "gate_cycles"), (found.record.header, "commands"),
+        (counters, "pairs"), (counters, "array_cycles"), (counters, "idle_cycles"), (jobs[1], "queue_crc"),
+        (jobs[0], "gate_cycles"), (found.record.header, "commands"),
     ):  # fmt: skip
         table[name] += 1
         with pytest.raises(AssertionError):

@@ -12,16 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import dense, moe, random_program
 from engine_programs import (
     MODELS,
     EngineBench,
     Outcome,
     layer_of,
-    replaced,
     rtl_bench,
-    with_commands,
-    with_image,
 )
 
 from accel import limits, pack
@@ -32,6 +28,7 @@ from accel.limits import KINDS, EngineError, Limits
 from accel.record import ErrorCode
 from accel.routing import Schedule
 from accel.synthetic import SyntheticProgram, build_program
+from rtl_tb.engine_cases import dense, moe, random_program, replaced, with_commands, with_image
 
 pytestmark = pytest.mark.verilator
 CI = hardware("ci")
@@ -164,17 +161,16 @@ def test_earliest_command_is_reported(bench) -> None:
     for first, second in itertools.combinations(LAYERS, 2):
         late = spans(PROGRAM.commands[second])["weights"]
         offset, size = output_span(first)
-        check_stop(
-            bench, ErrorCode.WRITE, first, None, writes=[(offset + size - 1, offset + size)], reads=[(late[0], late[0] + 1)]
-        )
+        reads = [(late[0], late[0] + 1)]
+        check_stop(bench, ErrorCode.WRITE, first, None, writes=[(offset + size - 1, offset + size)], reads=reads)
         early = spans(PROGRAM.commands[first])["input"]
-        faults = [(late[0], late[0] + 1), (early[0] + early[1] - 1, early[0] + early[1])]
-        check_stop(bench, ErrorCode.READ, first, None, reads=faults)
+        reads.append((early[0] + early[1] - 1, early[0] + early[1]))
+        check_stop(bench, ErrorCode.READ, first, None, reads=reads)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_faults_anywhere(bench, model: str) -> None:
-    """Random programs, a few bytes of memory that cannot be read or written: whoever needs them is reported, else nobody."""
+    """Random programs, a few bytes that cannot be read or written: whoever needs them is reported, else nobody."""
     draw, hit = random.Random(model), 0
     for seed in range(30):
         program = random_program(1000 + seed, CI)
@@ -182,7 +178,7 @@ def test_faults_anywhere(bench, model: str) -> None:
         if draw.random() < 0.5:  # else most programs would not notice
             command = draw.choice([command for command in program.commands if command.opcode in KINDS])
             at = getattr(command, draw.choice(["output", "input", "weights"])) + draw.randrange(CI.stripe_bytes)
-        fault = [(at, at + draw.choice([1, 16, 5000]))]
+        fault = [(at, min(at + draw.choice([1, 16, 5000]), program.record_offset))]
         found = bench.execute(program, MODELS[model], reads=fault, writes=fault)
         if found.record.error is ErrorCode.NONE:
             bench.compare(program, found)
@@ -304,14 +300,13 @@ def test_every_rule_is_broken_by_some_mutant() -> None:
 
 def test_fields_that_a_command_does_not_use_are_ignored(bench) -> None:
     junk = {"schedule": 15, "top_k": 0, "gate_shift": 100, "experts": 999, "gate": 17}
-    program = build_program(
-        [[dense(Kind.LINEAR, 9, 64, 64, CI), dense(Kind.ACCUMULATE, 9, 64, 64, CI), dense(Kind.MLP, 9, 64, 64, CI, hidden=16)]],
-        CI,
-    )  # fmt: skip
+    kinds = {Kind.LINEAR: 0, Kind.ACCUMULATE: 0, Kind.MLP: 16}
+    program = build_program([[dense(kind, 9, 64, 64, CI, hidden=hidden) for kind, hidden in kinds.items()]], CI)
     commands = []
     for command in program.commands:
-        more = junk | ({"residual": 33} if command.opcode is Opcode.LINEAR else {})
-        commands.append(replaced(command, **more) if command.opcode in KINDS else replaced(command, **junk, tokens=9999))
+        more = {"residual": 33} if command.opcode is Opcode.LINEAR else {}
+        more |= {} if command.opcode in KINDS else {"tokens": 9999, "output": 1}
+        commands.append(replaced(command, **junk, **more))
     bench.run(with_commands(program, commands), MODELS["default"])
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from engine_programs import replaced, with_commands
 from numpy.typing import NDArray
 
 from accel import pack
-from accel.commands import Command, Flag, Opcode
+from accel.commands import Command, Flag, Opcode, encode_program
 from accel.config import Hardware
 from accel.errors import M3vitError
 from accel.layers import Kind, Layer
 from accel.limits import KINDS, EngineError, Limits
+from accel.memory_map import ArenaMap
 from accel.params import Gate, Linear, Unit
+from accel.record import empty_record
 from accel.routing import Schedule
 from accel.synthetic import (
     SyntheticLayer,
@@ -37,6 +39,32 @@ def case(build: Build) -> Build:
     """Add a program to the named cases."""
     CASES[build.__name__] = build
     return build
+
+
+# ---- programs with other commands
+
+
+def replaced(command: Command, **fields: Any) -> Command:
+    return dataclasses.replace(command, **fields)
+
+
+def with_commands(program: SyntheticProgram, commands: Iterable[Command]) -> SyntheticProgram:
+    """The same memory with other commands."""
+    return with_image(program, encode_program(commands), tuple(commands))
+
+
+def with_image(program: SyntheticProgram, image: bytes, commands: tuple[Command, ...]) -> SyntheticProgram:
+    """The same memory with another program, which may hold what no Command object can. The record gets room for as many
+    jobs as there are commands."""
+    jobs = sum(command.opcode is Opcode.JOB_END for command in commands)
+    sizes = dict(program.arena.sizes) | {"program": len(image), "record": len(empty_record(jobs))}
+    arena = ArenaMap.layout(**sizes)
+    memory = np.zeros(arena.bytes, np.uint8)
+    end = arena.offsets["record"]
+    assert end == program.arena.offsets["record"]
+    memory[:end] = program.memory[:end]
+    memory[arena.offsets["program"] :][: len(image)] = np.frombuffer(image, np.uint8)
+    return SyntheticProgram(memory, arena, commands, program.outputs)
 
 
 # ---- layers
@@ -155,7 +183,8 @@ def queues_of_every_length(hw: Hardware) -> SyntheticProgram:
 def odd_shapes(hw: Hardware) -> SyntheticProgram:
     """Tokens, inputs and outputs that fill neither tiles nor lines."""
     layers = []
-    for index, (tokens, inputs, outputs) in enumerate(((3, 8, 1), (5, 24, 17), (7, 72, 31), (33, 56, 47), (13, 136, 65))):
+    shapes = ((3, 8, 1), (5, 24, 17), (7, 72, 31), (33, 56, 47), (13, 136, 65))
+    for index, (tokens, inputs, outputs) in enumerate(shapes):
         layers += [
             dense(Kind.LINEAR, tokens, inputs, outputs, hw, index),
             dense(Kind.ACCUMULATE, tokens, inputs, outputs, hw, index),
@@ -172,11 +201,11 @@ def linear_of_several_units(hw: Hardware) -> SyntheticProgram:
     layers = [
         dense(Kind.LINEAR, tokens, inputs, outputs, hw, outputs, units=units, flags=flags)
         for tokens, inputs, outputs, units, flags in (
-            (9, 64, 1100, 2, Flag(0)), (5, 8, 513, 8, Flag.NARROW), (2, 16, 1999, 9, Flag(0)), (21, 384, 1152, 5, Flag.NARROW),
-            (1, 8, 4096, 64, Flag(0)),
+            (9, 64, 1100, 2, Flag(0)), (5, 8, 513, 8, Flag.NARROW), (2, 16, 1999, 9, Flag(0)),
+            (21, 384, 1152, 5, Flag.NARROW), (1, 8, 4096, 64, Flag(0)),
         )
     ]  # fmt: skip
-    layers += [dense(Kind.ACCUMULATE, 11, 64, outputs, hw, outputs, units=units) for outputs, units in ((383, 6), (97, 3))]
+    layers += [dense(Kind.ACCUMULATE, 11, 64, outputs, hw, outputs, units=outputs // 30) for outputs in (383, 97)]
     return build_program([layers], hw)
 
 
