@@ -1,1 +1,1 @@
-"""Cycle-approximate simulation of the engine; nothing is here yet."""
+"""Cycle-approximate simulation of the engine: docs/simulator.md."""
