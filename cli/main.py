@@ -24,11 +24,14 @@ COMMANDS: Mapping[str, str] = {
     "inspect": "cli.commands.inspect",
     "verify": "cli.commands.verify",
     "run": "cli.commands.run",
+    "bench": "cli.commands.bench",
     "demo": "cli.commands.demo",
     "data": "cli.commands.data",
     "import": "cli.commands.import_",
     "cost": "cli.commands.cost",
     "experts": "cli.commands.experts",
+    "trace": "cli.commands.trace",
+    "simulate": "cli.commands.simulate",
 }
 """Sub-command → module with a click command ``command``, in the order of the chain."""
 
@@ -70,6 +73,7 @@ def m3vit() -> None:
       m3vit inspect build/b                              what is in a bundle
       m3vit verify build/b --backends golden             every integer at every layer boundary
       m3vit run build/b --image photo.png --task depth   a prediction as a picture
+      m3vit bench build/b --backend rtl                  latency by phase, cycles, energy
     \b
     Without training, and without PyTorch:
       m3vit export --random m3vit-small-pascal build/b --seed 0
@@ -86,6 +90,10 @@ def m3vit() -> None:
       m3vit import best_model.pth.tar m.safetensors --network m3vit-small-pascal
       m3vit cost m3vit-small-pascal --head pup           MACs, parameters, bytes per frame
       m3vit experts usage build/b --out usage.json       tokens of each task per expert
+    \b
+    How fast, without an engine:
+      m3vit trace build/b --out trace.npz                where tokens go, from the golden model
+      m3vit simulate build/b --routing trace.npz         cycles and their causes, per layer
     """
 
 

@@ -71,9 +71,11 @@ class Device(Closing):
         name: of the back end.
         hardware, formats: what the engine is believed to be built with; only its identity record proves
             it (:meth:`host.driver.Driver.identify`).
+        simulated: no board is behind it: seconds are those of this machine, and power rails not the engine's.
     """
 
     name = "device"
+    simulated = True
 
     def __init__(self, hardware: Hardware, formats: Formats) -> None:
         self.hardware, self.formats = hardware, formats

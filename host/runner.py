@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from accel.layers import Kind, Layer, engine_layers
 from accel.record import Record
 from accel.routing import Routing, Schedule
 from host.driver import DEFAULT_TIMEOUT, LoadedBundle
+from host.phases import COPY, EXECUTE, PACK, UNPACK, PhaseClock
 
 Array = NDArray[Any]
 
@@ -30,6 +32,7 @@ class ReplayResult:
         program, record: what ran, and the engine's record of it.
         outputs: what the engine wrote, one array per item of ``program.expected``.
         compared, mismatches: integers, summed over all outputs.
+        address: of the arena, as the engine saw it.
     """
 
     program: Program
@@ -37,6 +40,7 @@ class ReplayResult:
     outputs: Sequence[Array]
     compared: int
     mismatches: int
+    address: int
 
 
 def first_difference(expected: Array, found: Array) -> tuple[tuple[int, ...], int, int]:
@@ -58,6 +62,7 @@ class EncoderRunner:
     Attributes:
         counters: task → counter name → sum over the programs of the latest frame.
         queue_crcs: (task, block) → checksum of the queues that the engine built, latest frame.
+        clock: seconds that packing, copying, executing and unpacking took.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class EncoderRunner:
         self.encoder = self.bundle.encoder
         self.counters: dict[str, Counter[str]] = {}
         self.queue_crcs: dict[tuple[str, int], int] = {}
+        self.clock = PhaseClock()
         layers = engine_layers(self.bundle.config)
         self._layers = {layer.name: (index, layer) for index, layer in enumerate(layers)}
         self._programs: dict[tuple[str, str], tuple[Program, dict[str, int]]] = {}
@@ -146,34 +152,47 @@ class EncoderRunner:
         program, offsets = self._program(index, layer)
         sizes = layer_bytes(layer)
         for operand, values in operands.items():
-            data = pack.pack_tokens(values, hardware)
+            with self.clock(PACK):
+                data = pack.pack_tokens(values, hardware)
             if len(data) != sizes[operand]:
                 raise DeviceError(
                     f"layer {name}: {operand}: expected {sizes[operand]} bytes, found {len(data)}"
                 )
-            self.loaded.write(offsets[operand], data)
-        record = self.loaded.run(program, self.timeout)
+            with self.clock(COPY):
+                self.loaded.write(offsets[operand], data)
+        with self.clock(EXECUTE):
+            record = self.loaded.run(program, self.timeout)
         self.counters.setdefault(self._task, Counter()).update(record.counters)
-        data = self.loaded.read(offsets["output"], sizes["output"])
-        return pack.unpack_tokens(data, layer.tokens, layer.outputs, dtype, hardware), record
+        with self.clock(COPY):
+            data = self.loaded.read(offsets["output"], sizes["output"])
+        with self.clock(UNPACK):
+            output = pack.unpack_tokens(data, layer.tokens, layer.outputs, dtype, hardware)
+        return output, record
 
     def replay(self, frames: Sequence[RecordedFrame]) -> ReplayResult:
         """Chain every engine layer of ``frames`` into one program, run it, compare every output.
 
         Loads the bundle a second time, into an arena that holds all inputs and outputs at once.
         """
-        program = compile_replay(self.bundle, frames, schedule=self.schedule)
+        with self.clock(PACK):
+            program = compile_replay(self.bundle, frames, schedule=self.schedule)
         hardware = self.bundle.config.hardware
         outputs = []
-        with self.loaded.driver.load(self.bundle, program.arena) as loaded:
-            for offset, data in program.placements:
-                loaded.write(offset, data)
-            record = loaded.run(program, self.timeout)
+        with ExitStack() as stack:
+            with self.clock(COPY):
+                loaded = stack.enter_context(self.loaded.driver.load(self.bundle, program.arena))
+                for offset, data in program.placements:
+                    loaded.write(offset, data)
+            with self.clock(EXECUTE):
+                record = loaded.run(program, self.timeout)
             for item in program.expected:
                 tokens, width = item.values.shape
                 size = pack.token_bytes(tokens, width, item.values.dtype.itemsize, hardware)
-                data = loaded.read(item.offset, size)
-                outputs.append(pack.unpack_tokens(data, tokens, width, item.values.dtype.type, hardware))
+                with self.clock(COPY):
+                    data = loaded.read(item.offset, size)
+                with self.clock(UNPACK):
+                    outputs.append(pack.unpack_tokens(data, tokens, width, item.values.dtype.type, hardware))
         pairs = list(zip(program.expected, outputs, strict=True))
         mismatches = sum(int(np.count_nonzero(item.values != found)) for item, found in pairs)
-        return ReplayResult(program, record, outputs, sum(found.size for found in outputs), mismatches)
+        compared = sum(found.size for found in outputs)
+        return ReplayResult(program, record, outputs, compared, mismatches, loaded.memory.device_address)

@@ -36,7 +36,7 @@ module engine_bench (
     output logic [m3vit_pkg::WRITE_PORTS*m3vit_pkg::PORT_BYTES-1:0] w_strobe,
     output logic [            m3vit_pkg::WRITE_PORTS-1:0]    w_last,
     output logic [            m3vit_pkg::WRITE_PORTS-1:0]    b_fire,
-    output logic                                             any_fire,
+    output logic                                             any_fire,  // of these, or registers being written
     // Bins
     output logic [                                    127:0] hit
 );
@@ -60,13 +60,14 @@ module engine_bench (
   assign w_strobe = board.wstrb;
   assign w_last = board.wlast;
   assign b_fire = board.bvalid & board.bready;
-  assign any_fire = |{ar_fire, r_fire, aw_fire, w_fire, b_fire};
+  assign any_fire = |{ar_fire, r_fire, aw_fire, w_fire, b_fire,
+                      s_axi_control_awvalid && s_axi_control_awready, s_axi_control_wvalid && s_axi_control_wready};
 
   // ---- the array's work: tiles begin and end where beats are sent
   logic clk, rst, tile_first, tile_last;
   // verilator lint_off UNUSEDSIGNAL  // of the records, a few fields matter here
   engine_pkg::tile_t tile;
-  engine_pkg::layer_t dispatched, routed;
+  engine_pkg::layer_t dispatched, routed, loading;
   // verilator lint_on UNUSEDSIGNAL
   assign clk = ap_clk;
   assign rst = !ap_rst_n;
@@ -144,6 +145,8 @@ module engine_bench (
   assign queue = board.engine.order.count;
   assign layer_known = board.engine.layer_experts_valid;
   assign routed = board.engine.layer_route;
+  logic [engine_pkg::EXPERT_BITS-1:0] all_experts;  // of the layer whose queues are known
+  assign all_experts = entry_experts[engine_pkg::EXPERT_BITS*board.engine.layer_experts_entry+:engine_pkg::EXPERT_BITS];
   always_ff @(posedge clk)
     if (board.engine.layer_valid[4])
       entry_experts[engine_pkg::EXPERT_BITS*board.engine.entries[4*EB+:EB]+:engine_pkg::EXPERT_BITS] <= routed.experts;
@@ -156,6 +159,19 @@ module engine_bench (
   assign opcode = board.engine.u_sequencer.u_fetch.word.opcode;
   assign stopped = board.engine.u_sequencer.u_fetch.done;
   assign verdict = board.engine.u_sequencer.u_fetch.error;
+
+  // ---- short names
+  logic beat, input_read, combine_valid;
+  logic [engine_pkg::STORE_LINE_BITS-1:0] input_address;
+  logic [engine_pkg::WIDE_ADDRESS_BITS-1:0] combine_row;
+  int row_inputs;
+  assign beat = board.engine.beat;
+  assign input_read = board.engine.input_read;
+  assign input_address = board.engine.input_address;
+  assign combine_valid = board.engine.combine_valid;
+  assign combine_row = board.engine.combine_row;
+  assign loading = board.engine.layer_load;
+  assign row_inputs = int'(dispatched.input_beats) * engine_pkg::I;
 
   // ---- memory ports
   logic reads_full, writes_full;
@@ -174,7 +190,7 @@ module engine_bench (
     now = '0;
     now[0] = filling[0] && board.engine.beat;  // slot 0 filled while the array computes
     now[1] = filling[1] && board.engine.beat;  // slot 1 filled while the array computes
-    now[2] = filling[tile.slot] && board.engine.issue_valid && board.engine.beat;  // slot filled while its unit computes
+    now[2] = filling[tile.slot] && board.engine.issue_valid && beat;  // slot filled while its unit computes
     now[3] = &fresh && board.engine.beat;  // every slot holds weights
     now[4] = board.engine.gelu_write && board.engine.beat;  // GELU table written while the array computes
     now[5] = cause[0];  // stall: weights
@@ -189,11 +205,12 @@ module engine_bench (
     now[14] = both[1] && both[2];  // stall pair: input, route
     now[15] = both[1] && both[3];  // stall pair: input, drain
     now[16] = both[1] && both[4];  // stall pair: input, store
-    now[17] = both[2] && both[3];  // stall pair: route, drain
+    // No bin for route with drain: the drain holds a tile back for T - 1 cycles after another's last beat, and one that
+    // had to wait for its queue then comes out of dispatch later than that.
+    now[17] = tile_last && tile.last_in_layer && board.engine.writes_idle;  // layer ends before anything is stored
     now[18] = both[2] && both[4];  // stall pair: route, store
     now[19] = both[3] && both[4];  // stall pair: drain, store
-    now[20] = layer_known && board.engine.layer_experts
-        < entry_experts[engine_pkg::EXPERT_BITS*board.engine.layer_experts_entry+:engine_pkg::EXPERT_BITS];  // queue: empty
+    now[20] = layer_known && board.engine.layer_experts < all_experts;  // queue: empty
     now[21] = expert_taken && queue == 1;  // queue: one token
     now[22] = expert_taken && queue > 1 && int'(queue) % engine_pkg::T != 0;  // queue: last tile not full
     now[23] = expert_taken && int'(queue) % engine_pkg::T == 0;  // queue: whole tiles
@@ -212,7 +229,7 @@ module engine_bench (
     now[36] = ahead && !same_job && same_task;  // prefetch across: frame (next job of the same task)
     now[37] = between && same_layer && gate_ended;  // first expert after its gate
     now[38] = between && !same_job && !ahead;  // job boundary without prefetch
-    now[39] = board.engine.layer_load.no_prefetch && board.engine.layer_valid[0] && !board.engine.computed;  // NO_PREFETCH waits
+    now[39] = loading.no_prefetch && board.engine.layer_valid[0] && !board.engine.computed;  // NO_PREFETCH waits
     now[40] = command && opcode == m3vit_pkg::OP_END;  // opcode: END
     now[41] = command && opcode == m3vit_pkg::OP_JOB_END;  // opcode: JOB_END
     now[42] = command && opcode == m3vit_pkg::OP_BARRIER;  // opcode: BARRIER
@@ -228,14 +245,14 @@ module engine_bench (
     now[52] = stopped && verdict == 3'd4;  // end: READ
     now[53] = stopped && verdict == 3'd5;  // end: WRITE
     now[54] = stopped && verdict == 3'd6;  // end: PROGRAM
-    now[55] = board.engine.input_read && int'(board.engine.input_address) == engine_pkg::STORE_LINES - 1;  // wrap: input ring
-    now[56] = board.engine.combine_valid && int'(board.engine.combine_row) == engine_pkg::WIDE_ROWS - 1;  // wrap: accumulators
+    now[55] = input_read && int'(input_address) == engine_pkg::STORE_LINES - 1;  // wrap: input ring
+    now[56] = combine_valid && int'(combine_row) == engine_pkg::WIDE_ROWS - 1;  // wrap: accumulators
     now[57] = board.engine.gather_write && &board.engine.gather_group;  // wrap: operand ring
     now[58] = board.engine.retire && &board.engine.oldest;  // wrap: table of commands
     now[59] = board.engine.layer_valid[3] && dispatched.job_end && &dispatched.job_tag;  // wrap: job tags
     now[60] = board.engine.u_sequencer.push_valid && !board.engine.u_sequencer.push_ready;  // full: table of commands
     now[61] = board.engine.tile_valid && !board.engine.queue_ready;  // full: tiles before the array
-    now[62] = board.engine.issue_valid && !board.engine.drain_ready;  // full: tiles in the drain
+    now[62] = tile_first && tile_last;  // tile of one beat
     now[63] = !board.engine.linear_ready;  // full: LINEAR buffers
     now[64] = board.engine.layer_valid[4] && !board.engine.gate_ready;  // full: gate logits
     now[65] = &board.engine.u_store.busy;  // full: store buffers
@@ -245,7 +262,7 @@ module engine_bench (
     now[69] = board.engine.u_reader.line_valid[0] && !board.engine.weights_ready;  // line waits for a GELU table
     now[70] = board.engine.finish_read && !board.engine.finish_read_ready;  // finish waits for combine
     now[71] = board.engine.pack_line_valid && board.engine.finish_line_valid;  // both want to store
-    now[72] = board.engine.u_reader.command_valid && board.engine.u_reader.stripe_valid;  // command read before a stripe
+    now[72] = board.engine.u_reader.command_valid && board.engine.u_reader.stripe_valid;  // command before a stripe
     now[73] = board.engine.u_reader.request_valid == 3'b111;  // weights, input and residual all want to read
     now[74] = |(board.rvalid & board.rready) && |(board.wvalid & board.wready);  // reading and writing in one cycle
     now[75] = board.engine.u_store.padding;  // stripe padded with zeros
@@ -259,12 +276,12 @@ module engine_bench (
     now[83] = tile_first && tile.count == 1;  // tile of one token
     now[84] = tile_first && int'(tile.count) == engine_pkg::T;  // tile without a gap
     now[85] = tile_first && tile.narrow;  // NARROW
-    now[86] = dispatched_valid && int'(dispatched.input_beats) * engine_pkg::I > m3vit_pkg::MAX_WIDTH;  // rows wider than the store
-    now[87] = dispatched_valid && dispatched.top_k == 1 && dispatched.kind == engine_pkg::KIND_MOE;  // top-1
+    now[86] = dispatched_valid && row_inputs > m3vit_pkg::MAX_WIDTH;  // rows wider than the store
+    now[87] = dispatched_valid && dispatched.kind == engine_pkg::KIND_MOE && dispatched.top_k == 1;  // top-1
     now[88] = dispatched_valid && int'(dispatched.top_k) == m3vit_pkg::MAX_TOP_K;  // top-8
     now[89] = dispatched_valid && int'(dispatched.experts) == m3vit_pkg::MAX_EXPERTS;  // most experts
     now[90] = board.engine.interrupt && board.engine.running;  // interrupt of a program while the next runs
-    now[91] = board.engine.u_sequencer.u_fetch.push_valid && !board.engine.u_sequencer.jobs_room;  // job waits for counters
+    now[91] = board.engine.u_sequencer.u_fetch.push_valid && !board.engine.u_sequencer.jobs_room;  // job waits
   end
 
   initial hit = '0;

@@ -16,6 +16,9 @@ class NetlistError(M3vitError):
     """Yosys wrote something that is not understood; counting it as nothing would hide it."""
 
 
+VERSION = 1
+"""Raise this when the same files would give other figures: those kept of former runs are then made anew."""
+
 LUTS = {f"LUT{inputs}": 1 for inputs in range(1, 7)} | {"INV": 1}
 MEMORY_LUTS = {
     "SRL16E": 1, "SRLC32E": 1, "RAM32X1S": 1, "RAM64X1S": 1, "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1S": 2,
@@ -93,8 +96,8 @@ _DSP_WIDTH = 48
 def absorbable(netlist: Mapping[str, Any], top: str) -> dict[str, int]:
     """Registers and adders behind multipliers that a DSP48E2 has room for, but Yosys leaves in the fabric.
 
-    Behind a product that nothing else reads: a register (M), an adder (the post-adder, which takes the cascade or C) and
-    a register behind that (P). Registers in front, shared between several DSPs, are not counted.
+    Behind a product that nothing else reads: a register (M), an adder (the post-adder, which takes the cascade or C)
+    and a register behind that (P). Registers in front, shared between several DSPs, are not counted.
     """
     cells: dict[str, Any] = _module(netlist, top)["cells"]
     readers: dict[int, set[tuple[str, str]]] = {}

@@ -8,13 +8,15 @@ black boxes. Each is synthesized by itself (``synth_xilinx -family xcup -flatten
 optimization across units, and is kept in ``build/synth/`` until a source that it depends on changes.
 
 LUTs and flip-flops are upper bounds. Yosys packs neither the registers nor the post-adder nor the cascade of a DSP48E2,
-which Vivado does; what that comes to is counted and stated apart. ``arrival`` is the longest path by ``sta``: cell delays
-of 7 series, no wires, nothing through DSPs and memories. It tells whether a change made a unit slower, not its clock.
+which Vivado does; what that comes to is counted and stated apart ("in DSP"), and still part of the figures. ``ps`` is
+the longest path by ``sta``: cell delays of 7 series, no wires, nothing through DSPs and memories. It tells whether a
+change made a unit slower, not its clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -61,9 +63,7 @@ class Bound:
     def used(self, total: Mapping[str, float]) -> float:
         if self.name == "BRAM36":
             return total["ramb36"] + total["ramb18"] / 2
-        if self.name == "LUT":
-            return total["lut"] - total["dsp_lut"]
-        return total[{"DSP48E2": "dsp", "URAM288": "uram"}[self.name]]
+        return total[{"DSP48E2": "dsp", "URAM288": "uram", "LUT": "lut"}[self.name]]
 
 
 ZCU104 = (Bound("DSP48E2", 1728, 0.98), Bound("BRAM36", 312, 0.95), Bound("URAM288", 96, 0.95),
@@ -184,9 +184,9 @@ def key(unit: Unit, files: Sequence[Path]) -> str:
     commands = script(unit, files, Path())
     for path in files:
         commands = commands.replace(str(path), path.name)
-    for part in (version(), commands):
+    for part in (version(), commands, str(netlist.VERSION)):
         digest.update(part.encode() + b"\0")
-    for path in (*files, Path(netlist.__file__)):
+    for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -321,7 +321,7 @@ def faults(results: Mapping[str, Mapping[str, Any]], engine: Hardware, bounds: S
 def summary(preset: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Everything that was found, ready for JSON, without what differs from run to run."""
     summed = total(results)
-    short = ("key", "seconds", "rss_mib", "memories", "in_flip_flops")
+    short = ("key", "seconds", "rss_mib", "memories")
     return {
         "benchmark": "synthesis",
         "hardware": preset,
@@ -364,8 +364,12 @@ def fit(results: Mapping[str, Mapping[str, Any]]) -> str:
         f"at most {bound.share:.0%})"
         for bound in ZCU104
     ]
-    lines[-1] += f", without {summed['dsp_lut']:,} of adders that a DSP48E2 takes in; {summed['lut']:,} with them"
+    lines[-1] += f"; {summed['dsp_lut']:,} of them, and {summed['dsp_ff']:,} flip-flops, fit into DSPs"
     return "\n".join(lines)
+
+
+def _say(place: str, line: str) -> None:
+    print(place, line, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -385,10 +389,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = [unit for unit in chosen if unit.name in names]
         results = {}
         for number, unit in enumerate(chosen, 1):
-            results[unit.name] = synthesize(
-                unit, options.hardware, BUILD / options.hardware,
-                lambda line, number=number: print(f"[{number}/{len(chosen)}] {line}", file=sys.stderr, flush=True),
-            )  # fmt: skip
+            say = functools.partial(_say, f"[{number}/{len(chosen)}]")
+            results[unit.name] = synthesize(unit, options.hardware, BUILD / options.hardware, say)
         data = summary(options.hardware, results)
         committed = FIGURES / f"synth-{options.hardware}.json"
         before = None if options.update or not committed.exists() else json.loads(committed.read_text())["units"]

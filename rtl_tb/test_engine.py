@@ -1,9 +1,9 @@
 """The whole engine under passive monitors, with functional coverage.
 
-Monitors see registers being written and what moves on the memory ports, nothing else. The golden model runs on the bytes
-that the engine was seen to read, with noise wherever it has not looked; what it writes goes to a scoreboard, from which every
-beat seen on the write ports is taken off, and which must end empty. Coverage bins are in engine_bench.sv; the last test
-writes them to ``functional-<preset>.json`` in the folder of the builds and fails if one was not hit.
+Monitors see registers being written and what moves on the memory ports, nothing else. The golden model runs on the
+bytes that the engine was seen to read, with noise wherever it has not looked; what it writes goes to a scoreboard, from
+which every beat seen on the write ports is taken off, and which must end empty. Coverage bins are in engine_bench.sv;
+the last test writes them to ``functional-<preset>.json`` in the folder of the builds and fails if one was not hit.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from cocotb.triggers import ClockCycles, FallingEdge, RisingEdge, with_timeout
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster
 
 from accel import pack
-from accel.commands import COMMAND_BYTES, Command, Flag, Opcode
+from accel.commands import COMMAND_BYTES, Command, Flag
 from accel.config import hardware
-from accel.errors import ProgramError
 from accel.functional import FunctionalEngine
 from accel.layers import Kind
-from accel.limits import KINDS, EngineError, Limits
+from accel.limits import KINDS, Limits
 from accel.memory_model import MemoryModel
 from accel.record import COUNTERS, ErrorCode, Record
 from accel.registers import mask
@@ -60,9 +59,10 @@ class Monitors:
     def __init__(self, dut) -> None:
         self.dut = dut
         self.registers: dict[int, int] = {}
+        self._addresses: deque[int] = deque()
+        self._values: deque[int] = deque()
         self.forget()
-        cocotb.start_soon(self._control())
-        cocotb.start_soon(self._memory())
+        cocotb.start_soon(self._watch())
 
     def forget(self) -> None:
         self.read: dict[int, bytes] = {}
@@ -76,32 +76,26 @@ class Monitors:
         self._complete: dict[int, deque[list[bytes]]] = defaultdict(deque)
         self.responses = self.bursts_written = 0
 
-    async def _control(self) -> None:
-        dut, prefix = self.dut, "s_axi_control_"
-        addresses: deque[int] = deque()
-        values: deque[int] = deque()
-
-        def fires(channel: str) -> bool:
-            valid, ready = (getattr(dut, f"{prefix}{channel}{end}").value for end in ("valid", "ready"))
-            return bool(valid) and bool(ready)
-
-        while True:
-            await FallingEdge(dut.ap_clk)
-            if fires("aw"):
-                addresses.append(int(dut.s_axi_control_awaddr.value))
-            if fires("w"):
-                values.append(int(dut.s_axi_control_wdata.value))
-            if addresses and values:
-                self.registers[addresses.popleft()] = values.popleft()
-
-    async def _memory(self) -> None:
+    async def _watch(self) -> None:
+        """At falling edges all is as the next rising edge finds it."""
         dut = self.dut
+        edge, reset, fires = FallingEdge(dut.ap_clk), dut.ap_rst_n, dut.any_fire
         while True:
-            await FallingEdge(dut.ap_clk)
-            if not int(dut.ap_rst_n.value):
+            await edge
+            if not int(reset.value):
                 self.forget()
-            elif int(dut.any_fire.value):
+            elif int(fires.value):
+                self._look_at_registers()
                 self._look()
+
+    def _look_at_registers(self) -> None:
+        dut = self.dut
+        if int(dut.s_axi_control_awvalid.value) and int(dut.s_axi_control_awready.value):
+            self._addresses.append(int(dut.s_axi_control_awaddr.value))
+        if int(dut.s_axi_control_wvalid.value) and int(dut.s_axi_control_wready.value):
+            self._values.append(int(dut.s_axi_control_wdata.value))
+        if self._addresses and self._values:
+            self.registers[self._addresses.popleft()] = self._values.popleft()
 
     def _look(self) -> None:
         dut = self.dut
@@ -267,7 +261,8 @@ SLOW_WRITES = MemoryModel(write_latency=900, outstanding=8, turnaround=40)
 def jobs_of_two_tasks() -> SyntheticProgram:
     """Jobs A A B A of layers with units and experts, weights of A shared."""
     first = [
-        dense(Kind.LINEAR, 18, 64, 192, HW, 1, units=2, flags=Flag.NARROW), dense(Kind.MLP, 17, 64, 64, HW, 2, hidden=32, units=2),
+        dense(Kind.LINEAR, 18, 64, 192, HW, 1, units=2, flags=Flag.NARROW),
+        dense(Kind.MLP, 17, 64, 64, HW, 2, hidden=32, units=2),
         moe([9, 0, 1, 17, 8, 5], 20, 2, HW, units=2, seed=3), dense(Kind.ACCUMULATE, 18, 64, 64, HW, 4),
     ]  # fmt: skip
     second = [dense(Kind.LINEAR, 18, 64, 192, HW, 11), moe([9, 0, 1, 17, 8, 5], 20, 2, HW, seed=12)]
@@ -288,10 +283,9 @@ async def named_programs(dut):
 
 @cocotb.test()
 async def same_programs_on_other_memories(dut):
-    for model in (CHOPPY, SLOW_WRITES, MemoryModel(bytes_per_cycle=16, latency=300)):
+    for model in (CHOPPY, SLOW_WRITES):
         made = await bench(dut, model)
-        for name in ("odd_shapes", "queues_of_every_length"):
-            await made.run(CASES[name](HW))
+        await made.run(CASES["queues_of_every_length"](HW))
         await made.run(jobs_of_two_tasks())
 
 
@@ -301,7 +295,6 @@ async def random_programs(dut):
     made = await bench(dut, random.choice([MemoryModel(), CHOPPY, SLOW_WRITES]))
     for _ in range(12):
         program = random_program(random.getrandbits(31), HW)
-        # Outputs in place of residuals are read before they are written; the monitors keep the last that they saw.
         await made.run(program)
 
 
@@ -335,37 +328,37 @@ async def weights_on_chip_are_not_read_again(dut):
     for item in layers:
         item.weights = layers[0].weights
     await made.run(build_program([layers], HW))
-    units = layers[0].weights.units.size
-    read = sum(made.monitors.reads[address] for address in range(BASE, BASE + units, PORT)) * PORT
-    assert read == 2 * units - units // 2 * (2 - 2) - 0 or read < 3 * units
+    # The first layer reads both experts, every further one only the expert that the layer before did not end with.
+    size = layers[0].weights.units.size
+    beats = sum(made.monitors.reads[address] for address in range(BASE, BASE + size, PORT))
+    assert beats * PORT == 2 * size
 
 
 @cocotb.test()
 async def waiting_in_every_order(dut):
-    """Memories so unlike that every pair of causes meets in one gap of the array."""
-    programs = [
-        build_program([[
-            dense(Kind.ACCUMULATE, HW.max_tokens, 8, HW.max_width, HW, 1),
-            moe([40, 3, 40, 37], 60, 2, HW, width=HW.max_width, hidden=8, seed=2),
-            dense(Kind.ACCUMULATE, HW.max_tokens, 8, HW.max_width, HW, 3),
-            dense(Kind.LINEAR, 90, 8, 700, HW, 4), dense(Kind.LINEAR, 90, 64, 64, HW, 5),
-            moe([9] * 8, 36, 2, HW, hidden=8, seed=6), dense(Kind.MLP, 30, 8, 16, HW, 7, hidden=8, units=3),
-            moe([4] * 40, 20, 8, HW, hidden=8, seed=8),
-        ]], HW),
+    """Layers and memories so unlike that every pair of causes meets in one gap of the array."""
+    wide = [
+        dense(Kind.ACCUMULATE, HW.max_tokens, 8, HW.max_width, HW, 1),
+        moe([40, 3, 40, 37], 60, 2, HW, width=HW.max_width, hidden=8, seed=2),
+        dense(Kind.LINEAR, 90, 8, 700, HW, 4), moe([9] * 8, 36, 2, HW, hidden=8, seed=6),
+        dense(Kind.MLP, 30, 8, 16, HW, 7, hidden=8, units=3), moe([4] * 40, 20, 8, HW, hidden=8, seed=8),
     ]  # fmt: skip
-    for model in (
-        MemoryModel(), MemoryModel(latency=400, outstanding=1, stall_percent=70, stall_run=30),
-        MemoryModel(write_latency=3000, outstanding=1), MemoryModel(latency=1, bytes_per_cycle=64, bucket_bytes=512),
+    # Tiles of a beat per output tile, whose rows come just in time, or just not.
+    short = [dense(Kind.LINEAR, HW.max_tokens, 8, 64, HW, 9)]
+    for layers, model in (
+        (wide, MemoryModel(latency=400, outstanding=1, stall_percent=50, stall_run=30)),
+        (wide, MemoryModel(write_latency=500, outstanding=1)),
+        *((short, MemoryModel(bytes_per_cycle=rate, stall_percent=30)) for rate in (10, 12, 14, 16)),
     ):  # fmt: skip
         made = await bench(dut, model)
-        for program in programs:
-            await made.run(program)
+        await made.run(build_program([layers], HW))
 
 
 @cocotb.test()
 async def refused_commands(dut):
     made = await bench(dut)
-    program = build_program([[dense(Kind.LINEAR, 9, 64, 64, HW, 1)], [dense(Kind.MLP, 9, 64, 64, HW, 2, hidden=16)]], HW)
+    jobs = [[dense(Kind.LINEAR, 9, 64, 64, HW, 1)], [dense(Kind.MLP, 9, 64, 64, HW, 2, hidden=16)]]
+    program = build_program(jobs, HW)
     first, end, second, *rest = program.commands
     for fields, code in (
         ({"weight_source": 1}, ErrorCode.OPCODE), ({"tokens": 0}, ErrorCode.SHAPE), ({"input": 64}, ErrorCode.ADDRESS),
@@ -394,9 +387,8 @@ async def bus_errors(dut):
             record_at = BASE + program.record_offset
             image = b"".join(data for address, data in sorted(written.items()) if address >= record_at)
             record = Record.decode(image)
-            expected = next(
-                place for place in layers if getattr(program.commands[place], name) == getattr(program.commands[index], name)
-            )
+            places = {place: getattr(program.commands[place], name) for place in layers}
+            expected = next(place for place, value in places.items() if value == places[index])
             assert record.error is (ErrorCode.WRITE if name == "output" else ErrorCode.READ)
             assert record.header["error_command"] == expected
             bursts = made.monitors.bursts_written
@@ -443,6 +435,3 @@ async def coverage(dut):
     missed = [name for name, hit in found.items() if not hit]
     dut._log.info("%d of %d bins hit, %s", report["hit"], report["of"], dict(COMPARED))
     assert not missed, f"never seen: {'; '.join(missed)}"
-
-
-_ = (EngineError, ProgramError, Opcode)

@@ -1,0 +1,92 @@
+"""The resource model against what synthesis counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accel.config import HARDWARE, Hardware, hardware
+from accel.resources import LIMITS, ZCU104, Resources, faults, resources, to_dict
+
+FIGURES = Path(__file__).parents[2] / "docs" / "figures"
+
+
+def changed(**changes: Any) -> Hardware:
+    return dataclasses.replace(hardware("zcu104"), **{"name": "other", **changes})
+
+
+@pytest.mark.parametrize("preset", HARDWARE)
+def test_what_synthesis_counted(preset: str) -> None:
+    """Hard blocks exactly; LUTs, to which two numbers were fitted, within 1 %."""
+    total = json.loads((FIGURES / f"synth-{preset}.json").read_text(encoding="utf-8"))["total"]
+    model = resources(hardware(preset))
+    assert model.dsp == total["dsp"]
+    assert model.uram == total["uram"]
+    assert model.bram == total["ramb36"] + total["ramb18"] / 2
+    assert model.lut == pytest.approx(total["lut"], rel=0.01)
+    assert model.lut_in_dsp == pytest.approx(total["dsp_lut"], rel=0.02)
+
+
+#HALF
+
+
+def test_zcu104_fits() -> None:
+    model = resources(hardware("zcu104"))
+    assert not faults(hardware("zcu104"))
+    assert model.shares(ZCU104).keys() == LIMITS.keys() <= to_dict(model).keys()
+    assert model.shares(ZCU104)["uram"] == 91 / 96
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_slots": 6}, "uram = 134: expected at most 95% of 96"),
+        ({"max_tokens": 1537}, "uram = 115: expected at most 95% of 96"),
+        ({"max_tokens": 1472}, "bram = "),
+        ({"tile_tokens": 16}, "dsp = 3,131: expected at most 98% of 1,728"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+    found = faults(changed(**changes))
+    assert any(line.startswith(f"hardware 'other': {message}") for line in found), found
+    assert not any("\n" in line for line in found)
+
+
+def test_luts_are_bounded_too() -> None:
+    device = dataclasses.replace(ZCU104, lut=100_000)
+    (found,) = faults(hardware("zcu104"), device)
+    assert "lut = " in found and found.endswith("expected at most 85% of 100,000")
+
+
+@pytest.mark.parametrize(
+    ("changes", "grows"),
+    [
+        ({"tile_tokens": 16}, {"dsp", "lut", "lut_in_dsp"}),
+        ({"tile_outputs": 64, "max_width": 384}, {"dsp", "lut", "lut_in_dsp", "bram", "uram"}),
+        ({"max_tokens": 1300}, {"bram"}),
+        ({"weight_slots": 6}, {"uram"}),
+        ({"weight_slots": 9}, {"uram", "bram"}),
+        ({"clock_mhz": 200}, set()),
+    ],
+)
+def test_what_grows(changes: dict[str, Any], grows: set[str]) -> None:
+    before, after = to_dict(resources(hardware("zcu104"))), to_dict(resources(changed(**changes)))
+    assert grows <= {name for name in before if after[name] > before[name]}
+    if not grows:
+        assert before == after
+
+
+def test_a_memory_of_whole_ultra_rams_has_no_tail() -> None:
+    """1,024 tokens × 8 rows are two UltraRAMs deep; one token more goes to block RAM, 512 more to a third."""
+    exact, more, third = (resources(changed(max_tokens=tokens)) for tokens in (1024, 1025, 1536))
+    assert exact.uram == more.uram == third.uram - 24 and more.bram - exact.bram >= 24
+    assert exact.lut < more.lut
+
+
+def test_resources_are_plain_numbers() -> None:
+    assert isinstance(resources(hardware("ci")), Resources)
+    json.dumps(to_dict(resources(hardware("ci"))))
