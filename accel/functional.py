@@ -88,7 +88,7 @@ class FunctionalEngine:
         job = dict.fromkeys(_JOB_FUNCTIONAL, 0)
         index = 0
         try:
-            if program % COMMAND_BYTES:
+            if program % COMMAND_BYTES and commands:
                 raise EngineError(ErrorCode.ADDRESS)
             while True:
                 if index >= commands:

@@ -396,7 +396,8 @@ def random_layer(draw: random.Random, hw: Hardware, most_tokens: int) -> Synthet
     tokens = draw.choice([1, 2, 3, draw.randint(1, 40), draw.randint(1, most_tokens)])
     inputs = 8 * draw.choice([1, 2, 3, 4, 8, draw.randint(1, 24)])
     outputs = draw.choice([1, 7, 16, 33, 48, 64, draw.randint(1, 192)])
-    seed, more = draw.randrange(1 << 30), {}
+    seed = draw.randrange(1 << 30)
+    more: dict[str, Any] = {}
     rng = np.random.default_rng(seed)
     if kind in (Kind.MLP, Kind.MOE):
         more |= {"hidden": 8 * draw.choice([1, 2, 4, 6, 8, draw.randint(1, 16)]), "units": draw.choice([1, 1, 2, 3])}

@@ -21,7 +21,7 @@ from accel.config import Hardware
 from accel.functional import Array
 
 ENTRIES = 8
-RESIDUAL_LINES = 64
+RESIDUAL_LINES = 128
 GUARD = 0xA5
 
 

@@ -73,6 +73,7 @@ module route_bench (
   route u_route (
       .clk,
       .rst,
+      .forget(1'b0),
       .layer_valid,
       .layer,
       .entry,

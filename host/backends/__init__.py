@@ -12,6 +12,8 @@ from host.device import Device
 BACKENDS: dict[str, str] = {
     "golden": "host.backends.golden:GoldenDevice",
     "rtl": "host.backends.rtl:RtlDevice",
+    "board": "host.backends.board:BoardDevice",
+    "hls": "host.backends.hls:HlsDevice",
 }
 """Name → ``module:class``, imported only when it is opened. The class is called as
 ``cls(hardware, formats, **options)``."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from accel.config import Formats, Hardware
 from accel.emit_sv import emit
-from accel.errors import DeviceError
+from accel.errors import ConfigError, DeviceError
 from accel.generate import SV_PACKAGE, folder_name
 from host.backends.toolchain import FAST, Toolchain, find_toolchain
 
@@ -79,6 +79,33 @@ def arguments(*, trace: str | None, assertions: bool, coverage: bool) -> list[st
     return chosen
 
 
+def check_hardware(hardware: Hardware) -> None:
+    """Raise ConfigError for what the RTL is not written for, although a configuration may hold it."""
+    lines = -(-hardware.max_inputs // hardware.line_bytes)
+    stored = hardware.max_tokens * -(-hardware.max_width // hardware.line_bytes)
+    words = hardware.tile_outputs // hardware.port_bytes
+    rules = (
+        ("ports", hardware.ports >= 2, "at least 2"),
+        ("port_bytes", hardware.port_bytes == 16, "16 (128-bit HP ports)"),
+        ("burst_beats", hardware.burst_beats >= 2, "at least 2"),
+        ("outstanding", hardware.outstanding >= 2, "at least 2"),
+        ("max_experts", hardware.max_experts >= 2, "at least 2"),
+        ("max_top_k", hardware.max_top_k >= 2, "at least 2"),
+        ("topk_lanes", hardware.topk_lanes >= 2 and hardware.tile_outputs % hardware.topk_lanes == 0,
+         f"at least 2 and a divisor of tile_outputs = {hardware.tile_outputs}"),
+        ("tile_outputs", hardware.tile_outputs % hardware.port_bytes == 0 and words <= hardware.ports,
+         f"a multiple of port_bytes = {hardware.port_bytes}, at most {hardware.ports} of them"),
+        ("tile_tokens", hardware.tile_tokens % 2 == 0, "an even number (two tokens share a DSP)"),
+        ("max_tokens", hardware.tile_tokens * lines <= stored < 1 << 15,
+         f"{hardware.tile_tokens} rows of max_inputs to fit the input store, and less than 32768 lines in it"),
+        ("max_top_k", hardware.max_tokens * hardware.max_top_k < 1 << 17, "fewer than 131072 pairs with max_tokens"),
+    )  # fmt: skip
+    for name, ok, expected in rules:
+        if not ok:
+            value = getattr(hardware, name)
+            raise ConfigError(f"hardware {hardware.name!r}: {name} = {value}: expected {expected} for the RTL engine")
+
+
 def build(
     hardware: Hardware,
     formats: Formats,
@@ -101,8 +128,10 @@ def build(
         cache: folder of the builds, by default :func:`cache_folder`.
 
     Raises:
+        ConfigError: the RTL is not written for this hardware.
         DeviceError: a tool or the sources are missing, or the build failed; one line, the log named in it.
     """
+    check_hardware(hardware)
     tools = find_toolchain()
     files = source_files(sources)
     package = emit(formats, hardware)

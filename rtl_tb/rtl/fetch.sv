@@ -168,7 +168,7 @@ module fetch (
   assign job_pushed = push_valid && push_ready && job_end;
 
   // ---- order of events
-  assign start_taken = state == IDLE && start_valid && !clear && !done;
+  assign start_taken = state == IDLE && start_valid && !clear && !done && !stopped_by_bus;
   assign record_start = state == RECORD;
   logic stopped_by_bus;
   assign halt = stopped_by_bus;  // until the reset: what was under way must not go on behind the host's back
@@ -193,7 +193,6 @@ module fetch (
           error <= NONE;
           error_command <= '0;
           error_detail <= '0;
-          stopped_by_bus <= 1'b0;
         end
         NEXT:
         if (index == commands) begin

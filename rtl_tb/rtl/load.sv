@@ -18,6 +18,9 @@ module load (
     input  engine_pkg::order_t                                             order,  // queues are for others
     // verilator lint_on UNUSEDSIGNAL
     input  logic [31:0]                                                    resident_query,
+    // verilator lint_off UNUSEDSIGNAL
+    input  engine_pkg::layer_t                                             resident_layer,  // that the query is about
+    // verilator lint_on UNUSEDSIGNAL
     output logic                                                           resident_hit,
     // Stripes
     output logic                                                           request_valid,
@@ -52,6 +55,8 @@ module load (
   localparam int CB = engine_pkg::STRIPE_COUNT_BITS;
   localparam int BYTE_BITS = engine_pkg::STRIPE_BYTE_BITS;
   localparam int USER_BITS = 4;
+  // What tells units apart: place in memory and shape. Another shape at the same place is another unit.
+  localparam int KEY = CB + 1 + CB + 2 * engine_pkg::BEAT_BITS + engine_pkg::TILE_BITS;
 
   typedef enum logic [2:0] {
     IDLE,
@@ -72,7 +77,13 @@ module load (
   logic [CB-1:0] remaining;
 
   // ---- slots
-  logic [SLOTS*CB-1:0] tags;
+  logic [SLOTS*KEY-1:0] tags;
+  logic [KEY-1:0] key, query;
+  assign key = {offset, gate, layer.unit_stripes, layer.input_beats, layer.hidden_beats, layer.unit_tiles};
+  assign query = {
+    CB'(resident_query >> BYTE_BITS), 1'b0, resident_layer.unit_stripes, resident_layer.input_beats,
+    resident_layer.hidden_beats, resident_layer.unit_tiles
+  };
   logic [SLOTS-1:0] marked;
   logic [SLOTS*USER_BITS-1:0] users;
   logic [SB-1:0] candidate, hit_slot, chosen;
@@ -81,12 +92,12 @@ module load (
 
   for (genvar s = 0; s < SLOTS; s = s + 1) begin : g_slot
     logic release_slot, claim;
-    assign hits[s] = marked[s] && tags[s*CB+:CB] == offset;
-    assign queries[s] = marked[s] && tags[s*CB+:CB] == CB'(resident_query >> BYTE_BITS);
+    assign hits[s] = marked[s] && tags[s*KEY+:KEY] == key;
+    assign queries[s] = marked[s] && tags[s*KEY+:KEY] == query;
     assign claim = acquire && chosen == SB'(s);
     assign release_slot = unit_done && unit_slot == SB'(s);
     always_ff @(posedge clk) begin
-      if (claim && !resident) tags[s*CB+:CB] <= offset;
+      if (claim && !resident) tags[s*KEY+:KEY] <= key;
       if (rst) users[s*USER_BITS+:USER_BITS] <= '0;
       else users[s*USER_BITS+:USER_BITS] <= users[s*USER_BITS+:USER_BITS] + USER_BITS'(claim) - USER_BITS'(release_slot);
       if (rst || forget) marked[s] <= 1'b0;

@@ -95,7 +95,7 @@ module m3vit_engine (
   logic [UNITS*LAYER-1:0] layers;
   logic [UNITS*EB-1:0] entries;
   logic [EB-1:0] oldest;
-  logic [engine_pkg::ENTRIES-1:0] entry_written;
+  logic [engine_pkg::ENTRIES-1:0] entry_written, entry_reading;
   logic read_error, write_error;
   logic [EB-1:0] read_error_entry, write_error_entry;
   logic [7:0] read_error_port, write_error_port;
@@ -147,7 +147,7 @@ module m3vit_engine (
       .layer_advance,
       .retire,
       .oldest,
-      .entry_written,
+      .entry_written(entry_written & ~entry_reading),  // and nothing of it is still being read
       .read_error,
       .read_error_entry,
       .read_error_port,
@@ -230,6 +230,7 @@ module m3vit_engine (
       .stripe_done,
       .stripe_job_tag,
       .reading,
+      .entry_reading,
       .idle           (reads_idle),
       .araddr         (m_axi_araddr),
       .arlen          (m_axi_arlen),
@@ -267,6 +268,7 @@ module m3vit_engine (
       .order_ready   (load_order_ready),
       .order         (load_order),
       .resident_query,
+      .resident_layer(layer_route),
       .resident_hit,
       .request_valid (stripe_valid[0]),
       .request_ready (stripe_ready[0]),
@@ -604,6 +606,7 @@ module m3vit_engine (
   route u_route (
       .clk,
       .rst,
+      .forget              (clear),
       .layer_valid         (layer_valid[ROUTE]),
       .layer               (layer_route),
       .entry               (entries[ROUTE*EB+:EB]),

@@ -34,6 +34,7 @@ module reader (
     output logic                                       stripe_done,
     output logic [    engine_pkg::JOB_TAG_BITS-1:0]    stripe_job_tag,
     output logic                                       reading,
+    output logic [         engine_pkg::ENTRIES-1:0]    entry_reading,  // stripes of these are on their way
     output logic                                       idle,
     // AXI4, read channels of all ports
     output logic [        m3vit_pkg::PORTS*64-1:0]     araddr,
@@ -87,7 +88,7 @@ module reader (
     if (take) begin
       stripe_source <= chosen;
       stripe_offset <= chosen[0] ? request_offset[0+:32] : chosen[1] ? request_offset[32+:32] : request_offset[64+:32];
-      stripe_entry <= chosen[0] ? request_entry[0+:EB] : chosen[1] ? request_entry[EB+:EB] : request_entry[2*EB+:EB];
+      stripe_entry <= taken_entry;
       stripe_tag <= chosen[0] ? request_job_tag[0+:JB]
                   : chosen[1] ? request_job_tag[JB+:JB] : request_job_tag[2*JB+:JB];
     end
@@ -220,6 +221,22 @@ module reader (
       if (command_beat) command_bad <= command_index != '1 && (command_bad || beat_error[0]);
       command_data_valid <= command_beat && command_index == '1;
     end
+  end
+
+  // ---- per command: what has been asked for and has not come back
+  logic [EB-1:0] done_entry, taken_entry;
+  assign taken_entry = chosen[0] ? request_entry[0+:EB] : chosen[1] ? request_entry[EB+:EB] : request_entry[2*EB+:EB];
+  always_ff @(posedge clk) done_entry <= tag_entry;  // beside stripe_done
+  for (genvar e = 0; e < engine_pkg::ENTRIES; e = e + 1) begin : g_entry
+    logic [4:0] open;
+    logic asked, came;
+    assign asked = take && taken_entry == EB'(e);
+    assign came = stripe_done && done_entry == EB'(e);
+    always_ff @(posedge clk) begin
+      if (rst) open <= '0;
+      else open <= open + 5'(asked) - 5'(came);
+    end
+    assign entry_reading[e] = open != '0;
   end
 
   // ---- idle: every request has come back

@@ -4,6 +4,7 @@
 module route (
     input  logic                                clk,
     input  logic                                rst,
+    input  logic                                forget,  // start of a program: no job has an entry yet
     // Entry table
     input  logic                                layer_valid,
     /* verilator lint_off UNUSEDSIGNAL */
@@ -216,7 +217,7 @@ module route (
   crc32 u_crc (
       .clk,
       .rst,
-      .clear(pass && layer.job_end),
+      .clear(forget || (pass && layer.job_end)),
       .valid(weight_valid),
       .data ({32'(weight), 16'(weight_token), 16'(weight_expert)}),
       .busy (crc_busy),

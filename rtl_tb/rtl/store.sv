@@ -34,7 +34,7 @@ module store (
     output logic [          engine_pkg::ENTRIES-1:0]      entry_written,  // and all writes are acknowledged
     input  logic                                          entry_retire,
     input  logic [       engine_pkg::ENTRY_BITS-1:0]      entry_retire_entry,
-    // Errors: a pulse each; the lowest port if several have one at a time
+    // Errors: a pulse per layer that failed, with the port that failed first
     output logic                                          error_valid,
     output logic [       engine_pkg::ENTRY_BITS-1:0]      error_entry,
     output logic [                               7:0]     error_port,
@@ -232,16 +232,25 @@ module store (
     for (int q = 0; q < W; q = q + 1) entry_written = entry_written & finished[q];
   end
 
-  always_comb begin
-    error_valid = 1'b0;
-    error_entry = port_entry[0];
-    error_port = 8'd0;
+  // Several ports may fail in one cycle: each failing layer is kept until it has been reported.
+  logic [engine_pkg::ENTRIES-1:0] unreported;
+  logic [engine_pkg::ENTRIES-1:0][7:0] failed_port;
+  always_ff @(posedge clk) begin
     for (int q = W - 1; q >= 0; q = q - 1)
-      if (port_error[q]) begin
-        error_valid = 1'b1;
-        error_entry = port_entry[q];
-        error_port = 8'(q);
-      end
+      if (port_error[q] && !failed[port_entry[q]]) failed_port[port_entry[q]] <= 8'(q);
+    if (rst) unreported <= '0;
+    else begin
+      if (error_valid) unreported[error_entry] <= 1'b0;
+      for (int q = 0; q < W; q = q + 1)
+        if (port_error[q] && !failed[port_entry[q]]) unreported[port_entry[q]] <= 1'b1;
+    end
+  end
+  assign error_valid = unreported != '0;
+  assign error_port = failed_port[error_entry];
+  always_comb begin
+    error_entry = '0;
+    for (int e = engine_pkg::ENTRIES - 1; e >= 0; e = e - 1)
+      if (unreported[e]) error_entry = engine_pkg::ENTRY_BITS'(e);
   end
 
 `ifndef SYNTHESIS

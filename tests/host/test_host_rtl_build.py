@@ -13,11 +13,11 @@ import pytest
 from host_stub_engine import ASSERTION, BREACH, FATAL, REFUSED, SILENT, write_stub
 
 from accel.config import Formats, hardware
-from accel.errors import DeviceError
+from accel.errors import ConfigError, DeviceError
 from accel.memory_model import MemoryModel
 from host.backends import rtl_build, toolchain
 from host.backends.rtl import RtlDevice
-from host.backends.rtl_build import KEPT, LIBRARY, SOURCES, build, source_files
+from host.backends.rtl_build import KEPT, LIBRARY, SOURCES, build, check_hardware, source_files
 from host.backends.toolchain import find_toolchain, first_error
 
 CI = hardware("ci")
@@ -264,3 +264,25 @@ def test_options_that_need_another_build(stub_library, tmp_path) -> None:
         RtlDevice(CI, Formats(), MemoryModel(), library=stub_library, memory_bytes=1 << 60)
     with pytest.raises(DeviceError, match="cannot load"):
         RtlDevice(CI, Formats(), library=tmp_path / "nothing.so", memory_bytes=4096)
+
+
+# ---- what the RTL is not written for --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tile_outputs", 24), ("tile_outputs", 128), ("outstanding", 1), ("max_top_k", 1), ("topk_lanes", 1),
+     ("topk_lanes", 32), ("ports", 1), ("max_tokens", 4), ("max_tokens", 6000), ("burst_beats", 1),
+     ("max_experts", 1), ("port_bytes", 32)],
+)  # fmt: skip
+def test_hardware_that_the_rtl_cannot_be_is_refused_before_anything_is_built(field, value) -> None:
+    changes = {field: value} | ({"write_ports": 1} if field == "ports" else {})
+    changes |= {"max_width": 384} if field == "tile_outputs" and value == 24 else {}
+    with pytest.raises(ConfigError, match=f"{field} = {value}") as error:
+        check_hardware(dataclasses.replace(CI, **changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ci", "zcu104"])
+def test_presets_are_accepted(name) -> None:
+    check_hardware(hardware(name))

@@ -1,0 +1,1 @@
+"""The expert engine in Vitis HLS C++ (``engine/``), its C simulation, test bench, Tcl and tools."""

@@ -1,0 +1,164 @@
+"""Compares a Vitis HLS synthesis report with what the engine needs: one command says whether it meets its figures.
+
+    python -m hls_src.csynth_check solution/syn/report/csynth.xml --hardware zcu104
+
+The report of the top function names clock, resources and device; the reports of the processes beside it
+(``array_csynth.xml``, …) their loops. Loops are looked up by the labels that the sources give them, wherever inlining
+put them. A loop that no report names is a failure too: a figure that was not read has not been met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accel.config import Hardware, hardware
+from accel.errors import M3vitError
+
+CLOCK_MHZ = 200.0
+"""Least clock that the performance model assumes for the HLS engine."""
+SHARE = 0.98
+"""Largest share of a resource of the device that can be placed and routed."""
+
+
+class ReportError(M3vitError):
+    """A report is missing, is not one, or lacks what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was expected, what was found, whether that is good enough."""
+
+    name: str
+    expected: str
+    found: str
+    ok: bool
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.ok else 'FAIL'} {self.name}: expected {self.expected}, found {self.found}"
+
+
+INTERVALS: dict[str, int] = {
+    "PASS_BEAT": 1,  # the array: one weight row per cycle
+    "GATHER_STEP": 1,  # a line in and a beat out
+    "HIDDEN_TOKEN": 1, "HIDDEN_BEAT": 1, "OUTPUT_TOKEN": 1,  # drain: a token per cycle
+    "COMBINE_TOKEN": 1, "FINISH_TILE": 1,  # an accumulator row per cycle
+    "RECEIVE": 1, "LINES": 1, "ROW_LINE": 1, "FLUSH_BEATS": 1,  # a line per cycle
+    "TOP_K": 1, "SUM": 1, "WALK": 2,
+}  # fmt: skip
+"""Label of a loop → largest initiation interval with which the engine keeps its rate."""
+
+
+def latencies(engine: Hardware) -> dict[str, int]:
+    """Label of a loop → most cycles from the start to the end of one iteration.
+
+    The first cycles of a tile's drain overlap the beats of the next tile, of which the largest layers have so many.
+    """
+    beats = engine.max_hidden // engine.tile_inputs
+    return {"HIDDEN_TOKEN": beats, "OUTPUT_TOKEN": beats, "COMBINE_TOKEN": beats}
+
+
+def dsp_bound(engine: Hardware) -> int:
+    """DSP blocks: two multiply-accumulates each, one multiplier per lane in combine, some for scores and addresses."""
+    return engine.macs_per_cycle // 2 + engine.tile_outputs + 32
+
+
+def _read(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise ReportError(f"{path}: expected a Vitis HLS synthesis report, found {error}") from error
+
+
+def _number(text: str | None) -> float | None:
+    """Figure of a report; None for ``?``, ``undef``, ``-`` and the like, which stand for "depends on data"."""
+    try:
+        value = float((text or "").strip())
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _loops(root: ElementTree.Element) -> Iterator[tuple[str, ElementTree.Element]]:
+    """Label and entry of every loop of a report. A label may carry a prefix from inlining or flattening."""
+    for summary in root.iter("SummaryOfLoopLatency"):
+        for loop in summary.iter():
+            figures = (loop.find("PipelineII"), loop.find("IterationLatency"))
+            if loop is not summary and any(figure is not None for figure in figures):
+                yield (loop.findtext("Name") or loop.tag), loop
+
+
+def _named(label: str, name: str) -> bool:
+    """Whether a loop called ``name`` in the report is, or was merged from, the loop ``label``."""
+    return f"_{label}_" in f"_{name}_"
+
+
+def _table(root: ElementTree.Element, where: str) -> dict[str, float]:
+    found = root.find(f"AreaEstimates/{where}")
+    return {} if found is None else {item.tag: value for item in found if (value := _number(item.text)) is not None}
+
+
+def check_report(path: Path, engine: Hardware, clock_mhz: float = CLOCK_MHZ) -> list[Check]:
+    """Everything that can be read from a report folder.
+
+    Args:
+        path: ``csynth.xml`` of the top function; reports beside it are read too.
+        engine: what was synthesized.
+        clock_mhz: least clock.
+    """
+    root = _read(path)
+    checks = []
+    period = _number(root.findtext("PerformanceEstimates/SummaryOfTimingAnalysis/EstimatedClockPeriod"))
+    reached = 1000 / period if period else 0.0
+    found = f"{reached:.0f} MHz" if period else "no estimate"
+    checks.append(Check("clock", f"at least {clock_mhz:.0f} MHz", found, reached >= clock_mhz))
+    used, there = _table(root, "Resources"), _table(root, "AvailableResources")
+    for name, available in there.items():
+        if available > 0:
+            amount = used.get(name)
+            shown = "no estimate" if amount is None else f"{amount:.0f} of {available:.0f}"
+            fits = amount is not None and amount <= SHARE * available
+            checks.append(Check(name, f"at most {SHARE:.0%} of the device", shown, fits))
+    dsp, bound = used.get("DSP"), dsp_bound(engine)
+    shown = "no estimate" if dsp is None else f"{dsp:.0f}"
+    ok = dsp is not None and 0 < dsp <= bound
+    checks.append(Check("DSP packing", f"at most {bound} (two products per block)", shown, ok))
+
+    loops = [entry for report in sorted({path, *path.parent.glob("*_csynth.xml")}) for entry in _loops(_read(report))]
+    for element, limits in (("PipelineII", INTERVALS), ("IterationLatency", latencies(engine))):
+        what = "II" if element == "PipelineII" else "latency"
+        for label, limit in limits.items():
+            values = [_number(loop.findtext(element)) for name, loop in loops if _named(label, name)]
+            known = [value for value in values if value is not None]
+            shown = f"{max(known):.0f}" if known else "no such loop in the reports"
+            ok = bool(known) and len(known) == len(values) and max(known) <= limit
+            checks.append(Check(f"{what} of {label}", f"at most {limit}", shown, ok))
+    return checks
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print every comparison; 0 if all are good, 1 if one is not, 2 if there is no report."""
+    parser = argparse.ArgumentParser(prog="python -m hls_src.csynth_check")
+    parser.add_argument("report", type=Path, help="csynth.xml of the top function")
+    parser.add_argument("--hardware", default="zcu104", help="preset that was synthesized")
+    parser.add_argument("--clock", type=float, default=CLOCK_MHZ, help="least clock in MHz")
+    chosen = parser.parse_args(arguments)
+    try:
+        checks = check_report(chosen.report, hardware(chosen.hardware), chosen.clock)
+    except M3vitError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for check in checks:
+        print(check)
+    failed = sum(not check.ok for check in checks)
+    print(f"{len(checks)} figures, {failed} not met")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

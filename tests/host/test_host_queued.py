@@ -1,0 +1,117 @@
+"""Programs submitted ahead run in order, without anybody waiting, and one that fails does not take others with it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from test_host_driver import changed, qkv_program
+
+from accel.config import Formats, hardware
+from accel.errors import DeviceError, DeviceTimeout
+from accel.golden import GoldenEngine, run_frame
+from host.backends.golden import Faults, GoldenDevice
+from host.driver import Driver
+from host.queued import ProgramQueue
+from host.runner import EncoderRunner
+
+CI = hardware("ci")
+
+
+@pytest.fixture
+def device():
+    with GoldenDevice(CI, Formats()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def driver(device):
+    with Driver(device) as opened:
+        yield opened
+
+
+def test_submitting_does_not_wait_and_keeps_the_order(device, driver, bundle, other_bundle):
+    with driver.load(bundle) as one, driver.load(other_bundle) as other, ProgramQueue(driver) as queue:
+        work = [qkv_program(loaded) for loaded in (one, other)]
+        device.faults.delay = 0.05
+        began = time.monotonic()
+        turns = [(one, work[0][0]), (other, work[1][0])] * 3
+        submitted = [queue.submit(loaded, program) for loaded, program in turns]
+        assert time.monotonic() - began < 0.05
+        assert len(queue) >= 4 and not submitted[-1].done
+        ends = []
+        for submission in submitted:
+            submission.wait(10)
+            ends.append([item.done for item in submitted].count(True))
+        assert ends == sorted(ends) and all(item.done for item in submitted)
+        for _, expected, output in work:
+            assert (output() == expected).all()
+
+
+def test_two_threads_share_the_engine(driver, bundle, image):
+    tasks = ("semseg", "depth")
+    expected = {task: run_frame(bundle.encoder, image, task, GoldenEngine(bundle.encoder)) for task in tasks}
+    found = {}
+    with driver.load(bundle) as one, driver.load(bundle) as other, ProgramQueue(driver) as queue:
+
+        def stream(loaded, task):
+            runner = EncoderRunner(queue.attach(loaded))
+            found[task] = [runner.run(image, [task])[0] for _ in range(3)]
+
+        threads = [threading.Thread(target=stream, args=pair) for pair in zip((one, other), tasks, strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    for task in tasks:
+        assert len(found[task]) == 3
+        for result in found[task]:
+            assert (result.residual == expected[task].residual).all()
+
+
+def test_a_failure_belongs_to_its_program(device, driver, bundle):
+    with driver.load(bundle) as loaded, ProgramQueue(driver) as queue:
+        program, expected, output = qkv_program(loaded)
+        bad = queue.submit(loaded, changed(program, input=3))
+        good = queue.submit(loaded, program)
+        with pytest.raises(DeviceError, match="not aligned to a stripe"):
+            bad.wait(10)
+        assert good.wait(10).jobs and (output() == expected).all()
+        device.faults = Faults(hangs=1)
+        hung, good = queue.submit(loaded, program, timeout=0.05), queue.submit(loaded, program)
+        with pytest.raises(DeviceTimeout, match="expected its end within 0.05 s"):
+            hung.wait(10)
+        assert good.wait(10).jobs and (output() == expected).all()
+
+
+def test_waiting_has_a_time_of_its_own(device, driver, bundle):
+    with driver.load(bundle) as loaded, ProgramQueue(driver) as queue:
+        program, _, _ = qkv_program(loaded)
+        device.faults.delay = 0.1
+        submission = queue.submit(loaded, program)
+        with pytest.raises(DeviceTimeout, match="within 0.01 s, found it waiting or running"):
+            submission.wait(0.01)
+        assert submission.wait(10).jobs
+
+
+def test_closing_drops_what_has_not_started(device, driver, bundle):
+    with driver.load(bundle) as loaded:
+        program, expected, output = qkv_program(loaded)
+        device.faults.delay = 0.1
+        queue = ProgramQueue(driver)
+        submitted = [queue.submit(loaded, program) for _ in range(3)]
+        while len(queue) == 3:
+            time.sleep(0.001)
+        attached = queue.attach(loaded)
+        queue.close()
+        queue.close()
+        assert submitted[0].wait(0).jobs
+        for dropped in submitted[1:]:
+            with pytest.raises(DeviceError, match="closed before the program's turn"):
+                dropped.wait(0)
+        for late in (lambda: queue.submit(loaded, program), lambda: attached.run(program)):
+            with pytest.raises(DeviceError, match="found a closed one"):
+                late()
+        attached.close()
+        assert loaded.run(program).jobs and (output() == expected).all(), "the driver is free again"
