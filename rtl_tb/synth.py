@@ -310,7 +310,7 @@ def faults(results: Mapping[str, Mapping[str, Any]], engine: Hardware, bounds: S
         if result["in_flip_flops"]:
             found.append(f"{name}: memories in flip-flops: {', '.join(result['in_flip_flops'])}: expected none")
         old = (before or {}).get(name, {}).get("arrival_ps")
-        if old and result["arrival_ps"] > SLOWER * old:
+        if old and (result["arrival_ps"] or 0) > SLOWER * old:
             found.append(f"{name}: arrival_ps = {result['arrival_ps']}: expected at most {SLOWER * old:.0f} "
                          f"({old} in docs/figures; --update if it is worth it)")  # fmt: skip
     if ARRAY in results and 2 * results[ARRAY]["dsp"] != engine.macs_per_cycle:

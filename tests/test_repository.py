@@ -18,7 +18,9 @@ PACKAGES = ("accel", "cli", "host", "model", "quant", "sim")
 BASICS = ("accel.errors.", "accel.atomic.", "accel.usage.")
 """Modules of accel that model may use."""
 HEAVY = ("torch", "brevitas", "onnx", "onnxruntime", "safetensors", "tensorboard")
-IGNORED = {".git", ".venv", ".venv-pynq", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis"}
+IGNORED = {
+    ".git", ".venv", ".venv-pynq", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis"
+}  # fmt: skip
 
 
 def sources(package: str) -> list[Path]:

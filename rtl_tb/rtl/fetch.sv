@@ -168,9 +168,9 @@ module fetch (
   assign job_pushed = push_valid && push_ready && job_end;
 
   // ---- order of events
+  logic stopped_by_bus;
   assign start_taken = state == IDLE && start_valid && !clear && !done && !stopped_by_bus;
   assign record_start = state == RECORD;
-  logic stopped_by_bus;
   assign halt = stopped_by_bus;  // until the reset: what was under way must not go on behind the host's back
 
   always_ff @(posedge clk) begin

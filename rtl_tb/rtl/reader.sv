@@ -78,9 +78,10 @@ module reader (
   logic stripe_valid, stripe_push, tags_ready, command_valid, command_push;
   logic [2:0] stripe_source;
   logic [31:0] stripe_offset, command_offset;
-  logic [EB-1:0] stripe_entry;
+  logic [EB-1:0] stripe_entry, taken_entry;
   logic [JB-1:0] stripe_tag;
   logic take;
+  assign taken_entry = chosen[0] ? request_entry[0+:EB] : chosen[1] ? request_entry[EB+:EB] : request_entry[2*EB+:EB];
   assign take = !stripe_valid && !halt && chosen != 3'b000;
   assign request_ready = take ? chosen : 3'b000;
 
@@ -224,8 +225,7 @@ module reader (
   end
 
   // ---- per command: what has been asked for and has not come back
-  logic [EB-1:0] done_entry, taken_entry;
-  assign taken_entry = chosen[0] ? request_entry[0+:EB] : chosen[1] ? request_entry[EB+:EB] : request_entry[2*EB+:EB];
+  logic [EB-1:0] done_entry;
   always_ff @(posedge clk) done_entry <= tag_entry;  // beside stripe_done
   for (genvar e = 0; e < engine_pkg::ENTRIES; e = e + 1) begin : g_entry
     logic [4:0] open;

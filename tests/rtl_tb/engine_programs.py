@@ -60,7 +60,7 @@ MODELS = {
 """Memories that make different units wait."""
 
 
-def held_back(channels: Iterable[str], ports: Iterable[int] = range(MAX_PORTS), **parameters: int) -> MemoryModel:
+def held_back(channels: Iterable[str], ports: Iterable[int] = range(MAX_PORTS), **parameters: Any) -> MemoryModel:
     """A memory that holds back handshakes of some channels of some ports only."""
     bits = 0
     for channel in channels:

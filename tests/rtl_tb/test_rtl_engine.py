@@ -21,7 +21,7 @@ from engine_programs import (
 )
 
 from accel import numerics, pack
-from accel.commands import Flag
+from accel.commands import Flag, Opcode
 from accel.compiler import Job, Program
 from accel.config import Formats, engine_hash, hardware
 from accel.errors import DeviceError
@@ -222,6 +222,14 @@ def test_programs_in_a_row_without_reset(bench) -> None:
     programs = [every_kind(1), CASES["end_alone"](CI), CASES["jobs_without_layers"](CI), every_kind(2), every_kind(1)]
     cycles = [bench.run(program).counters["cycles"] for program in programs]
     assert cycles[0] == cycles[-1], "nothing is left of the programs between"
+
+
+def test_queues_of_a_job_that_never_closed_stay_out_of_the_next_program(bench) -> None:
+    bench.use(MODELS["default"])
+    program = every_kind(1)
+    left_open = [command for command in program.commands if command.opcode is not Opcode.JOB_END]
+    bench.run(with_commands(program, left_open))
+    assert any(job["queue_crc"] for job in bench.run(program).jobs)
 
 
 def test_end_alone_identifies_the_engine(bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import random
@@ -25,7 +26,7 @@ from accel.commands import _RESERVED_BITS, COMMAND_BYTES, FIELDS, RESERVED, Comm
 from accel.config import hardware
 from accel.layers import Kind
 from accel.limits import KINDS, EngineError, Limits
-from accel.record import ErrorCode
+from accel.record import ErrorCode, Record
 from accel.routing import Schedule
 from accel.synthetic import SyntheticProgram, build_program
 from rtl_tb.engine_cases import dense, moe, random_program, replaced, with_commands, with_image
@@ -360,6 +361,21 @@ def test_program_error(bench) -> None:
         assert (found.record.error, header["error_command"], header["commands"]) == (ErrorCode.PROGRAM, count, count)
         bench.compare(cut, found)
         bench.device.reset()
+
+
+@pytest.mark.parametrize(("offset", "code"), [(4, ErrorCode.ADDRESS), (1 << 30, ErrorCode.READ)])
+def test_program_at_a_place_where_none_can_be(bench, offset: int, code: ErrorCode) -> None:
+    """The driver places programs at multiples of 64 in the arena; an engine told otherwise says so."""
+    offsets = dict(PROGRAM.arena.offsets) | {"program": PROGRAM.program_offset + offset}
+    lost = dataclasses.replace(PROGRAM, arena=dataclasses.replace(PROGRAM.arena, offsets=offsets))
+    buffer, start = bench.place(PROGRAM)
+    with buffer:
+        bench.start(lost, buffer.device_address + start)
+        bench.finish()
+        record = Record.decode(buffer.array[start + PROGRAM.record_offset :].tobytes())
+    assert (record.error, record.header["error_command"], record.header["commands"]) == (code, 0, 0)
+    bench.device.reset()
+    bench.run(PROGRAM)
 
 
 def test_schedules_are_all_known() -> None:

@@ -1,0 +1,1 @@
+"""From sources to an overlay: parameters, wrapper and checks around the Vivado scripts."""
