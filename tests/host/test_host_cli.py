@@ -19,6 +19,7 @@ from accel.config import hardware
 from accel.layers import engine_layers
 from accel.random_params import random_encoder
 from cli.main import main
+from host.backends import BACKENDS
 
 ROOT = Path(__file__).parents[2]
 
