@@ -53,7 +53,7 @@ _MODES = (
 
 CASCADE_BITS = 36
 """Width of a DSP's sum: a product of 27 × 8 bits, and one bit more."""
-_FIXED, _PER_OUTPUT = 21_650.0, 648.0
+_FIXED, _PER_OUTPUT = 21_856.0, 658.4
 """LUTs of everything that ``resources`` does not itemize: of any engine, and per output of a tile.
 
 The line through what ``make synth`` finds for ``ci`` and ``zcu104``.

@@ -44,7 +44,7 @@ ARRAY = "array"
 FAMILY = "synth_xilinx -family xcup -flatten -abc9 -noiopad -noclkbuf"
 
 SUMMED = (*netlist.COUNTS, "dsp_ff", "dsp_lut", "dsp_carry4")
-SLOWER = 1.10
+SLOWER = 1.15
 """A unit whose latest arrival grows by more than this over the committed figure fails."""
 
 
