@@ -21,6 +21,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -232,7 +233,10 @@ def synthesize(unit: Unit, preset: str, folder: Path, say: Callable[[str], objec
             process.wait()
     if process.returncode or not (work / "rss.txt").exists():
         errors = [line for line in log.read_text(errors="replace").splitlines() if "ERROR" in line or "error:" in line]
-        raise SynthesisError(f"{unit.name}: Yosys failed: {(errors or ['no message'])[0].strip()}; see {log}")
+        silent = f"returned {process.returncode}"
+        if process.returncode < 0:
+            silent = f"killed by {signal.Signals(-process.returncode).name}; out of memory?"
+        raise SynthesisError(f"{unit.name}: Yosys failed: {(errors or [silent])[0].strip()}; see {log}")
     result = {"key": current, "seconds": round(time.monotonic() - start), **figures(unit, work)}
     with atomic_write(folder / f"{unit.name}.json") as path:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -68,7 +68,7 @@ def command(
     Examples:
       m3vit bench build/bundle --backend rtl --tasks semseg,depth --out rtl.json
       m3vit bench build/bundle --mix random --frames 32 --seed 3 --repeat 3 --json
-      m3vit bench build/demo/bundle --checkpoint build/demo/run/qat.safetensors --onnx build/demo/onnx
+      m3vit bench build/demo/bundle --checkpoint build/demo/checkpoint-quick/qat.safetensors --onnx build/demo/onnx
       m3vit bench --compare before.json after.json
     """
     if compare:
