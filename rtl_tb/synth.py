@@ -235,7 +235,7 @@ def synthesize(unit: Unit, preset: str, folder: Path, say: Callable[[str], objec
         errors = [line for line in log.read_text(errors="replace").splitlines() if "ERROR" in line or "error:" in line]
         silent = f"returned {process.returncode}"
         if process.returncode < 0:
-            silent = f"killed by {signal.Signals(-process.returncode).name}; out of memory?"
+            silent = f"killed by {signal.Signals(-process.returncode).name}"
         raise SynthesisError(f"{unit.name}: Yosys failed: {(errors or [silent])[0].strip()}; see {log}")
     result = {"key": current, "seconds": round(time.monotonic() - start), **figures(unit, work)}
     with atomic_write(folder / f"{unit.name}.json") as path:
