@@ -81,13 +81,16 @@ module combine (
   end
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   always_ff @(posedge clk)
-    if (!rst && combine_valid)
+    if (armed && !rst && combine_valid)
       assert (int'(combine_row) < engine_pkg::WIDE_ROWS) else $error("combine: no such row");
   for (genvar s = 0; s < STAGES - 1; s = s + 1) begin : g_distance
     // A row read before its last sum is written would lose that sum.
     always_ff @(posedge clk)
-      if (!rst && combine_valid && valid[s] && !combine_fresh)
+      if (armed && !rst && combine_valid && valid[s] && !combine_fresh)
         assert (row[s] != combine_row) else $error("combine: a row came back after %0d cycles", s + 1);
   end
 `endif

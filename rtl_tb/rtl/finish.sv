@@ -228,8 +228,11 @@ module finish (
     else lines_held <= lines_held + LINE_COUNT_BITS'(line_start) - LINE_COUNT_BITS'(line_pop);
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   always_ff @(posedge clk)
-    if (!rst) begin
+    if (armed && !rst) begin
       assert (!fetching[1] || rows_room) else $error("finish: a row without room");
       assert (!residual_valid || residual_ready) else $error("finish: a residual line without room");
       assert (!(valid[4] && ends[4]) || lines_room) else $error("finish: a line without room");

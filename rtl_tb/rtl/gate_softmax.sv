@@ -197,8 +197,11 @@ module gate_softmax (
   end
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   always_ff @(posedge clk)
-    if (!rst) begin
+    if (armed && !rst) begin
       assert (!(word_valid && !words_ready)) else $error("gate_softmax: too many words wait");
       assert (!(pop && !words_there)) else $error("gate_softmax: no word to replay");
       assert (!(chosen_stage[STAGES] && !powers_ready)) else $error("gate_softmax: too many powers wait");

@@ -269,8 +269,11 @@ module linear_pack (
     else queued <= queued + QUEUE_BITS'(go) - QUEUE_BITS'(line_pop);
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   always_ff @(posedge clk)
-    if (!rst) begin
+    if (armed && !rst) begin
       assert (!linear_reserve || linear_ready) else $error("linear_pack: reserved without a buffer");
       assert (!linear_write || reserved != '0) else $error("linear_pack: a row for no buffer");
       assert (!written || tiles_room) else $error("linear_pack: more tiles than buffers");

@@ -104,8 +104,11 @@ module load (
       else if (claim && !resident) marked[s] <= 1'b1;
     end
 `ifndef SYNTHESIS
+    logic armed;  // before the first reset, values mean nothing
+    initial armed = 1'b0;
+    always_ff @(posedge clk) if (rst) armed <= 1'b1;
     always_ff @(posedge clk)
-      if (!rst) assert (!release_slot || users[s*USER_BITS+:USER_BITS] != '0) else $error("load: slot freed twice");
+      if (armed && !rst) assert (!release_slot || users[s*USER_BITS+:USER_BITS] != '0) else $error("load: slot freed twice");
 `endif
   end
   assign resident_hit = queries != '0;

@@ -782,10 +782,13 @@ module m3vit_engine (
   );
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   logic stopped;  // by a bus error: the array works off what it has, and nothing comes of it before the reset
   always_ff @(posedge clk) begin
     stopped <= !rst && (stopped || halt);
-    if (!rst) begin
+    if (armed && !rst) begin
       assert (!residual_keep || residual_ready) else $error("engine: no room for a residual line");
       assert (!beat || running || stopped) else $error("engine: a beat outside a program");
       assert (!routing || running || stopped) else $error("engine: routing outside a program");

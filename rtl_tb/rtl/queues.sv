@@ -148,8 +148,11 @@ module queues (
   end
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   always_ff @(posedge clk)
-    if (!rst) begin
+    if (armed && !rst) begin
       assert (!(walk_start && (walking || (walk_valid && !walk_ready))))
         else $error("queues: walk started during another");
       assert (!(append_valid && (walking || walk_valid))) else $error("queues: append during a walk");

@@ -253,8 +253,11 @@ module reader (
   assign idle = stripes == '0 && commands == '0;
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   always_ff @(posedge clk)
-    if (!rst) begin
+    if (armed && !rst) begin
       assert ($onehot0(line_valid)) else $error("reader: two sources for one line");
       assert (stripes <= 5'd18) else $error("reader: more stripes in flight than tags");
     end

@@ -285,6 +285,9 @@ module route (
   );
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   logic order_stalled, load_stalled, walk_stalled;
   engine_pkg::order_t dispatch_order_before, load_order_before;
   logic [TB+engine_pkg::WEIGHT17-1:0] walk_before;
@@ -294,7 +297,7 @@ module route (
     walk_stalled <= !rst && walk_valid && !walk_ready;
     {dispatch_order_before, load_order_before} <= {dispatch_order, load_order};
     walk_before <= {walk_token, walk_weight};
-    if (!rst) begin
+    if (armed && !rst) begin
       assert (!order_stalled || (dispatch_order_valid && dispatch_order == dispatch_order_before))
         else $error("route: dispatch_order changed while it waited");
       assert (!load_stalled || (load_order_valid && load_order == load_order_before))

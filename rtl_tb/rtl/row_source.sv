@@ -97,8 +97,11 @@ module row_source #(
   end
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   always_ff @(posedge clk)
-    if (!rst) begin
+    if (armed && !rst) begin
       assert (!line_valid || tracking) else $error("row_source: a line that nobody asked for");
       assert (used <= SPACE_BITS'(CAPACITY)) else $error("row_source: more lines than the ring holds");
       assert (freed <= used) else $error("row_source: lines freed that were never read");

@@ -254,8 +254,11 @@ module store (
   end
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   always_ff @(posedge clk)
-    if (!rst && take && started) begin
+    if (armed && !rst && take && started) begin
       assert (line_address[ADDRESS_BITS-1:LINE] == stripe && line_address[LINE-1:0] == pad_line)
       else $error("store: lines of a segment do not follow each other");
       assert (line_entry == segment_entry) else $error("store: a segment of two layers");

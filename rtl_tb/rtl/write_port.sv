@@ -255,6 +255,9 @@ module write_port #(
   assign rec_done = answered && answer_record;
 
 `ifndef SYNTHESIS
+  logic armed;  // before the first reset, values mean nothing
+  initial armed = 1'b0;
+  always_ff @(posedge clk) if (rst) armed <= 1'b1;
   logic stalled_aw, stalled_w;
   logic [63:0] former_awaddr;
   logic [WORD_BITS:0] former_w;
@@ -263,7 +266,7 @@ module write_port #(
     stalled_w <= !rst && wvalid && !wready;
     former_awaddr <= awaddr;
     former_w <= {wlast, wdata};
-    if (!rst) begin
+    if (armed && !rst) begin
       assert (!segment_push || segment_room) else $error("write_port: more segments than buffers");
       assert (!adding[1] || address_room) else $error("write_port: an address without room");
       assert (!(launch_record || launch_segment) || (burst_room && tag_room)) else $error("write_port: no room");
