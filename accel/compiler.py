@@ -20,19 +20,13 @@ from accel.config import Config
 from accel.errors import ProgramError
 from accel.golden import Trace, patches
 from accel.layers import Kind, Layer, engine_layers
+from accel.limits import OPCODES
 from accel.memory_map import ArenaMap
 from accel.params import Encoder
 from accel.record import record_bytes
 from accel.routing import Schedule
 
 Array = NDArray[Any]
-
-_OPCODES = {
-    Kind.LINEAR: Opcode.LINEAR,
-    Kind.ACCUMULATE: Opcode.ACCUMULATE,
-    Kind.MLP: Opcode.MLP,
-    Kind.MOE: Opcode.MOE,
-}
 
 
 class Job(NamedTuple):
@@ -90,7 +84,7 @@ def layer_command(
     """
     gated = layer.kind is Kind.MOE
     return Command(
-        opcode=_OPCODES[layer.kind],
+        opcode=OPCODES[layer.kind],
         flags=Flag(flags) | (Flag.NARROW if layer.kind is Kind.LINEAR else Flag(0)),
         schedule=int(schedule) if gated else 0,
         top_k=layer.top_k if gated else 0,

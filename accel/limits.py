@@ -18,6 +18,7 @@ KINDS = {
     Opcode.MOE: Kind.MOE,
 }
 """Opcodes that compute a layer."""
+OPCODES = {kind: opcode for opcode, kind in KINDS.items()}
 
 MAX_UNITS = {Kind.LINEAR: 255, Kind.ACCUMULATE: 255, Kind.MLP: 15, Kind.MOE: 14}
 """Units per expert. Those of MLP and MOE keep the combine accumulator within 36 bits (``numerics.combine_bound``)."""

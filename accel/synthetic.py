@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from accel import pack, tables
 from accel.commands import COMMAND_BYTES, Command, Flag, Opcode, encode_program
+from accel.compiler import Job, Program
 from accel.config import Hardware
 from accel.errors import ProgramError
 from accel.layers import Kind, Layer
+from accel.limits import OPCODES
 from accel.memory_map import ArenaMap
 from accel.params import Gate, Linear, Unit
 from accel.record import record_bytes
@@ -29,7 +31,6 @@ from accel.routing import Schedule
 
 Array = NDArray[Any]
 
-OPCODES = {Kind.LINEAR: Opcode.LINEAR, Kind.ACCUMULATE: Opcode.ACCUMULATE, Kind.MLP: Opcode.MLP, Kind.MOE: Opcode.MOE}
 _BEST, _STEP = 120, 12
 """Code of a token's best expert, and how much less every further one has."""
 _NOT_CHOSEN = (-120, -60)
@@ -186,6 +187,12 @@ class SyntheticProgram:
     arena: ArenaMap
     commands: tuple[Command, ...]
     outputs: tuple[tuple[int, int], ...]
+
+    @property
+    def program(self) -> Program:
+        """What a driver starts; weights and inputs are in ``memory`` already."""
+        closed = [command.job for command in self.commands if command.opcode is Opcode.JOB_END]
+        return Program(self.commands, self.arena, tuple(Job("synthetic", job) for job in closed))
 
     @property
     def program_offset(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from accel import registers
 from accel.config import Formats, Hardware
 from accel.errors import DeviceError
+from accel.layers import round_up
+from accel.memory_map import ARENA_ALIGNMENT
 from accel.registers import SPAN
 
 Array = NDArray[Any]
@@ -111,3 +114,20 @@ def check_register(offset: int, value: int = 0) -> None:
         raise DeviceError(f"register {offset:#x}: expected a multiple of 4 below {SPAN:#x}")
     if not 0 <= value < 1 << 32:
         raise DeviceError(f"register {offset:#x}: value {value:#x}: expected 32 bits")
+
+
+def first_fit(taken: Iterable[tuple[int, int]], size: int, room: int) -> int:
+    """Offset of the first gap of ``size`` bytes in ``room`` bytes of memory; raises DeviceError if there is none.
+
+    Args:
+        taken: offset and size of what is in use; every piece keeps whole multiples of the arena's alignment.
+    """
+    gaps, start = [], 0
+    for offset, used in sorted(taken):
+        gaps.append((start, offset - start))
+        start = offset + round_up(used, ARENA_ALIGNMENT)
+    gaps.append((start, max(0, room - start)))
+    largest = max(space for _, space in gaps)
+    if size < 1 or size > largest:
+        raise DeviceError(f"allocate: {size} bytes: expected 1 to {largest} bytes")
+    return next(start for start, space in gaps if space >= size)

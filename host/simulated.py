@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel.bundle import Bundle
-from accel.compiler import Job, Program, RecordedFrame
+from accel.compiler import RecordedFrame
 from accel.record import Record
 from accel.synthetic import SyntheticProgram
 from host.backends import open_device
@@ -48,11 +48,10 @@ def run_synthetic(
     driver: Driver, program: SyntheticProgram, timeout: float | None = 3600.0
 ) -> tuple[Record, NDArray[np.uint8]]:
     """Run a synthetic program in memory of its own: its record, and the memory as the engine left it."""
-    jobs = tuple(Job("synthetic", job) for job in range(sum(c.opcode.name == "JOB_END" for c in program.commands)))
     with driver.device.allocate(program.arena.bytes) as memory:
         memory.array[:] = program.memory
         memory.flush()
-        record = driver.start(Program(program.commands, program.arena, jobs), memory).wait(timeout)
+        record = driver.start(program.program, memory).wait(timeout)
         memory.invalidate()
         return record, memory.array.copy()
 

@@ -9,11 +9,10 @@ from accel import pack
 from accel.commands import Command, Flag
 from accel.config import hardware
 from accel.layers import Kind, Layer
-from accel.limits import KINDS, MAX_UNITS
+from accel.limits import MAX_UNITS, OPCODES
 
 MEMORY = 1 << 32  # arena offsets have 32 bits; where memory ends, the bus answers
 HARDWARE = hardware(os.environ["M3VIT_HARDWARE"])
-OPCODES = {kind: opcode for opcode, kind in KINDS.items()}
 SCHEDULES = 3
 
 

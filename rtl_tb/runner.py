@@ -19,12 +19,11 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 from accel.config import HARDWARE, Formats, hardware
 from accel.errors import M3vitError
 from accel.generate import SV_PACKAGE, folder_name, write
+from host.backends.build_cache import locked
 from host.backends.toolchain import find_toolchain
 
 HERE = Path(__file__).resolve().parent
@@ -127,17 +127,8 @@ def cases(bench: Bench) -> list[Case]:
 def package(preset: str) -> Path:
     """The generated ``m3vit_pkg.sv`` of a preset."""
     formats, engine = Formats(), hardware(preset)
-    with _locked(GENERATED / f".{folder_name(formats, engine)}.lock"):
+    with locked(GENERATED / f".{folder_name(formats, engine)}.lock"):
         return write(GENERATED, formats, engine) / SV_PACKAGE
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, so that two processes never build in the same folder at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _sources(case: Case) -> list[str]:
@@ -259,7 +250,7 @@ def run(
     folder = BUILD / (case.name + ("-coverage" if coverage else "") + ("-waves" if waves else ""))
     seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
     log, results = folder / "test.log", folder / "results.xml"
-    with _locked(BUILD / f".{folder.name}.lock"):
+    with locked(BUILD / f".{folder.name}.lock"):
         runner = build(case, folder, coverage=coverage, waves=waves)
         results.unlink(missing_ok=True)
         with contextlib.suppress(SystemExit, RuntimeError):  # how the runner says that a test failed or crashed

@@ -14,8 +14,8 @@ from accel.compiler import layer_bytes, place_weights
 from accel.config import Config
 from accel.errors import ConfigError, DataError, ProgramError
 from accel.layers import Kind, Layer, engine_layers
+from accel.limits import OPCODES
 from accel.routing import Schedule
-from accel.synthetic import OPCODES
 from accel.usage import ExpertUsage
 from sim.trace import RoutingTrace
 

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from accel.config import Formats, Hardware
 from accel.errors import DeviceError
-from accel.layers import round_up
-from accel.memory_map import ARENA_ALIGNMENT
+from host.backends.build_cache import Note, say
 from host.backends.golden import _ARENAS, Faults, GoldenBuffer, GoldenDevice
 from host.backends.hls_build import build
-from host.backends.rtl_build import Note, say
-from host.device import Reg
+from host.device import Reg, first_fit
 
 BASE = 0x1000_0000
 """Address of the first byte of memory."""
@@ -136,16 +134,8 @@ class HlsDevice(GoldenDevice):
 
     def allocate(self, size: int) -> HlsBuffer:
         self._check_open()
-        gaps, start = [], 0
-        taken = [buffer for buffer in self._buffers if isinstance(buffer, HlsBuffer)]
-        for buffer in sorted(taken, key=lambda item: item.offset):
-            gaps.append((start, buffer.offset - start))
-            start = buffer.offset + round_up(buffer.size, ARENA_ALIGNMENT)
-        gaps.append((start, max(0, len(self.memory) - start)))
-        largest = max(room for _, room in gaps)
-        if size < 1 or size > largest:
-            raise DeviceError(f"allocate: {size} bytes: expected 1 to {largest} bytes")
-        made = HlsBuffer(self, next(start for start, room in gaps if room >= size), size)
+        taken = ((buffer.offset, buffer.size) for buffer in self._buffers if isinstance(buffer, HlsBuffer))
+        made = HlsBuffer(self, first_fit(taken, size, len(self.memory)), size)
         self._buffers.append(made)
         return made
 

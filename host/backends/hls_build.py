@@ -6,7 +6,6 @@ nothing else; the bit-true one, with the widths of the hardware, the open ``ap_i
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -19,7 +18,7 @@ from accel.config import Formats, Hardware
 from accel.emit_cpp import emit
 from accel.errors import DeviceError
 from accel.generate import folder_name
-from host.backends.rtl_build import KEPT, ROOT, Note, _locked, _processor, say
+from host.backends.build_cache import ROOT, Note, build_key, cache_folder, locked, processor, say
 from host.backends.toolchain import first_error
 
 SOURCES = ROOT / "hls_src"
@@ -38,14 +37,9 @@ BIT_TRUE = (
 )  # fmt: skip
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RACES = ("-O1", "-g", "-fsanitize=thread")
+KEPT = 48
+"""Builds that stay when a new one is added: those used last. They are small."""
 _AP_TYPES = "templates/vivado/ap_types"
-
-
-def cache_folder() -> Path:
-    """``build/hls`` of the checkout, or a folder of the user's where the checkout cannot be written."""
-    if os.access(ROOT, os.W_OK):
-        return ROOT / "build" / "hls"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3vit" / "hls"
 
 
 def find_compiler(names: Sequence[str] = ("g++", "c++", "clang++")) -> str:
@@ -97,7 +91,7 @@ def build(
         compiler: by default the first of g++, c++ and clang++.
         note: told before a build starts.
         sources: folder with ``engine/``, ``simulation/`` and ``bench/``.
-        cache: folder of the builds, by default :func:`cache_folder`.
+        cache: folder of the builds, by default ``cache_folder("hls")``.
 
     Raises:
         DeviceError: no compiler or no sources, or the build failed; one line, the log named in it.
@@ -108,12 +102,12 @@ def build(
     product = BENCH if bench else LIBRARY
     options = ["-std=c++17", *WARNINGS, *flags, "-pthread", "-fPIC", *([] if bench else ["-shared"])]
     includes = ["-isystem", str(ap_types())] if "-DM3VIT_AP_TYPES" in flags else []
-    key = _key([compiler, _version(compiler), product, *options, *includes, header, _processor()], files)
+    key = build_key([compiler, _version(compiler), product, *options, *includes, header, processor()], files)
     name = f"{folder_name(formats, hardware)}-{key}"
-    cache = cache or cache_folder()
+    cache = cache or cache_folder("hls")
     target = cache / name
     try:
-        with _locked(cache / f".{name}.lock"):
+        with locked(cache / f".{name}.lock"):
             if not (target / product).is_file():
                 note(f"hls: building the {hardware.name!r} engine in C++, once; log: {cache / name}.log")
                 units = [path for path in files if path.suffix == ".cpp" and _part_of(path, bench)]
@@ -137,14 +131,6 @@ def _version(compiler: str) -> str:
     return next(iter(done.stdout.splitlines()), "")
 
 
-def _key(parts: Sequence[str], files: Sequence[Path]) -> str:
-    """Hash of everything a build depends on."""
-    digest = hashlib.sha256()
-    for part in (*parts, *(text for path in files for text in (path.name, path.read_text(encoding="utf-8")))):
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
 def _build(command: Sequence[str], header: str, units: Sequence[Path], target: Path, product: str) -> None:
     log = target.with_name(f"{target.name}.log")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
@@ -163,8 +149,8 @@ def _build(command: Sequence[str], header: str, units: Sequence[Path], target: P
 
 
 def _prune(cache: Path, newest: Path) -> None:
-    """Keep the builds used last, a few more than of the RTL because they are small."""
+    """Keep the builds used last."""
     builds = [path for path in cache.iterdir() if path.is_dir() and path != newest and not path.name.startswith(".")]
     builds.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in builds[4 * KEPT :]:
+    for path in builds[KEPT:]:
         shutil.rmtree(path, ignore_errors=True)

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from accel.config import Formats, Hardware
 from accel.errors import DeviceError
-from accel.layers import round_up
-from accel.memory_map import ARENA_ALIGNMENT
 from accel.memory_model import MemoryModel
 from accel.registers import mask
-from host.backends.rtl_build import Note, build, say, trace_format
+from host.backends.build_cache import Note, say
+from host.backends.rtl_build import build, trace_format
 from host.backends.rtl_library import Library, Ranges, SimulatedMemory
-from host.device import Buffer, Device, Reg, check_register
+from host.device import Buffer, Device, Reg, check_register, first_fit
 
 BASE = 0x1000_0000
 """Address of the first byte of memory."""
@@ -116,18 +115,10 @@ class RtlDevice(Device):
 
     def allocate(self, size: int) -> RtlBuffer:
         self._check_open()
-        gaps, start = [], 0
-        for buffer in sorted(self._buffers, key=lambda item: item.offset):
-            gaps.append((start, buffer.offset - start))
-            start = buffer.offset + round_up(buffer.size, ARENA_ALIGNMENT)
-        gaps.append((start, max(0, self.memory.size - start)))
-        largest = max(room for _, room in gaps)
-        if size < 1 or size > largest:
-            raise DeviceError(f"allocate: {size} bytes: expected 1 to {largest} bytes")
-        start = next(start for start, room in gaps if room >= size)
-        taken = RtlBuffer(self, start, size)
-        self._buffers.append(taken)
-        return taken
+        taken = ((buffer.offset, buffer.size) for buffer in self._buffers)
+        made = RtlBuffer(self, first_fit(taken, size, self.memory.size), size)
+        self._buffers.append(made)
+        return made
 
     def _release(self, buffer: RtlBuffer) -> None:
         if buffer in self._buffers:

@@ -6,47 +6,26 @@ processor), so it is built once and found again by every process, and a change o
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import os
-import platform
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from accel.config import Formats, Hardware
 from accel.emit_sv import emit
 from accel.errors import ConfigError, DeviceError
 from accel.generate import SV_PACKAGE, folder_name
+from host.backends.build_cache import ROOT, Note, build_key, cache_folder, locked, processor, say
 from host.backends.toolchain import FAST, Toolchain, find_toolchain
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "rtl_tb"
 LIBRARY = "libm3vit_board.so"
 TOP = "m3vit_board"
 KEPT = 12
 """Builds that stay when a new one is added; older ones are removed once a day has passed since their last use."""
 _DAY = 86_400.0
-
-Note = Callable[[str], object]
-"""Called with one line when a build starts."""
-
-
-def say(line: str) -> None:
-    """Say on stderr that something will take a while."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def cache_folder() -> Path:
-    """``build/rtl`` of the checkout, or a folder of the user's where the checkout cannot be written."""
-    if os.access(ROOT, os.W_OK):
-        return ROOT / "build" / "rtl"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3vit" / "rtl"
-
 
 def trace_format(path: str | os.PathLike[str]) -> str:
     """``fst`` or ``vcd``, from the end of a file name."""
@@ -125,7 +104,7 @@ def build(
         coverage: able to record line coverage, which makes it slower.
         note: told before a build starts.
         sources: folder with ``rtl/`` and ``board/``.
-        cache: folder of the builds, by default :func:`cache_folder`.
+        cache: folder of the builds, by default ``cache_folder("rtl")``.
 
     Raises:
         ConfigError: the RTL is not written for this hardware.
@@ -136,11 +115,11 @@ def build(
     files = source_files(sources)
     package = emit(formats, hardware)
     flags = arguments(trace=trace, assertions=assertions, coverage=coverage)
-    name = f"{folder_name(formats, hardware)}-{_key(files, package, flags, tools)}"
-    cache = cache or cache_folder()
+    name = f"{folder_name(formats, hardware)}-{build_key([package, *flags, *FAST, tools.version, processor()], files)}"
+    cache = cache or cache_folder("rtl")
     target = cache / name
     try:
-        with _locked(cache / f".{name}.lock"):
+        with locked(cache / f".{name}.lock"):
             if not (target / LIBRARY).is_file():
                 note(f"rtl: building the {hardware.name!r} engine with Verilator, once; log: {cache / name}.log")
                 _build(tools, files, package, flags, target)
@@ -158,26 +137,6 @@ def source_files(sources: Path) -> list[Path]:
     if not (board / "board.cpp").is_file() or not (sources / "rtl").is_dir():
         raise DeviceError(f"rtl: {sources}: expected rtl/ and board/ of a checkout of the repository, found neither")
     return sorted(found, key=lambda path: not path.name.endswith("_pkg.sv"))
-
-
-def _key(files: Sequence[Path], package: str, flags: Sequence[str], tools: Toolchain) -> str:
-    """Hash of everything a build depends on."""
-    digest = hashlib.sha256()
-    parts = [package, *flags, *FAST, tools.version, _processor()]
-    for path in files:
-        parts += [path.name, path.read_text(encoding="utf-8")]
-    for part in parts:
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
 def _build(tools: Toolchain, files: Sequence[Path], package: str, flags: Sequence[str], target: Path) -> None:
@@ -201,15 +160,6 @@ def _build(tools: Toolchain, files: Sequence[Path], package: str, flags: Sequenc
         shutil.move(folder / SV_PACKAGE, done / SV_PACKAGE)
         done.replace(target)
     log.replace(target / "build.log")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file: the second of two processes waits, then finds what the first has built."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _prune(cache: Path, newest: Path) -> None:

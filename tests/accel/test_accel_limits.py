@@ -15,11 +15,10 @@ from accel.compiler import layer_bytes
 from accel.config import Config, Formats, Hardware, Network, Task, hardware, network
 from accel.errors import ConfigError
 from accel.layers import Kind, Layer, engine_layers
-from accel.limits import KINDS, MAX_UNITS, EngineError, Limits
+from accel.limits import KINDS, MAX_UNITS, OPCODES, EngineError, Limits
 from accel.record import ErrorCode
 
 CI, ZCU104 = hardware("ci"), hardware("zcu104")
-OPCODES = {kind: opcode for opcode, kind in KINDS.items()}
 MEMORY = 1 << 32
 POSITION = {item.name: index for index, item in enumerate(FIELDS)}
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_host_driver
-import test_host_registers
 from engine_programs import START, EngineBench
+from every_backend import TESTS
 from host_networks import TINY
 
 from accel.bundle import Bundle, write_bundle
@@ -58,21 +57,7 @@ def driver(device: HlsDevice) -> Iterator[Driver]:
 
 
 # Collected here once more, they run with the fixtures above.
-for _module, _names in (
-    (test_host_driver, (
-        "test_identify", "test_bits_and_counters", "test_output_is_fresh_every_time",
-        "test_errors_in_the_record_are_decoded", "test_program_without_end", "test_missing_job_entry_is_noticed",
-        "test_two_bundles_resident", "test_double_close_and_use_after_close", "test_driver_closes_what_it_loaded",
-        "test_sizes_are_checked_before_any_register",
-    )),
-    (test_host_registers, (
-        "test_arguments_hold_what_is_written", "test_unmapped_addresses", "test_addresses_that_no_bus_carries",
-        "test_value_wider_than_the_bus", "test_start_clears_itself_done_and_ready_clear_on_read",
-        "test_auto_restart_runs_until_cleared", "test_interrupt_needs_both_enables_and_isr_toggles",
-    )),
-):  # fmt: skip
-    for _name in _names:
-        globals()[_name] = getattr(_module, _name)
+globals().update(TESTS)
 
 
 @pytest.mark.parametrize("schedule", Schedule)

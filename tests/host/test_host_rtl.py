@@ -10,13 +10,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import test_host_driver
-import test_host_registers
+from every_backend import TESTS
 from test_host_driver import qkv_program
 from test_host_registers import finish, place_identify
 
 from accel.commands import Flag, Opcode
-from accel.compiler import Job, Program, RecordedFrame
+from accel.compiler import Program, RecordedFrame
 from accel.config import Formats, hardware
 from accel.errors import DeviceError, DeviceTimeout
 from accel.functional import FunctionalEngine
@@ -27,6 +26,7 @@ from accel.record import ErrorCode, Record
 from accel.routing import Schedule
 from accel.synthetic import SyntheticProgram, build_program, synthetic_layer
 from cli.main import main
+from host import simulated
 from host.backends import open_device
 from host.backends.rtl import BASE, RtlDevice
 from host.backends.rtl_build import ROOT, build
@@ -69,32 +69,13 @@ def driver(device) -> Iterator[Driver]:
         yield opened
 
 
-# Collected here once more, they run with the fixtures above: what the golden back end must do, this one must do too.
-for _module, _names in (
-    (test_host_driver, (
-        "test_identify", "test_bits_and_counters", "test_output_is_fresh_every_time",
-        "test_errors_in_the_record_are_decoded", "test_program_without_end", "test_missing_job_entry_is_noticed",
-        "test_two_bundles_resident", "test_double_close_and_use_after_close", "test_driver_closes_what_it_loaded",
-        "test_sizes_are_checked_before_any_register",
-    )),
-    (test_host_registers, (
-        "test_arguments_hold_what_is_written", "test_unmapped_addresses", "test_addresses_that_no_bus_carries",
-        "test_value_wider_than_the_bus", "test_start_clears_itself_done_and_ready_clear_on_read",
-        "test_auto_restart_runs_until_cleared", "test_interrupt_needs_both_enables_and_isr_toggles",
-    )),
-):  # fmt: skip
-    for _name in _names:
-        globals()[_name] = getattr(_module, _name)
+# Collected here once more, they run with the fixtures above.
+globals().update(TESTS)
 
 
 def run_synthetic(driver: Driver, synthetic: SyntheticProgram) -> Record:
     """Run a program; every byte of its arena, and what needs no clock in its record, must be as golden says."""
-    jobs = sum(command.opcode is Opcode.JOB_END for command in synthetic.commands)
-    program = Program(synthetic.commands, synthetic.arena, tuple(Job("", i) for i in range(jobs)))
-    with driver.device.allocate(synthetic.arena.bytes) as memory:
-        memory.array[:] = synthetic.memory
-        record = driver.start(program, memory).wait(120)
-        found = memory.array.copy()
+    record, found = simulated.run_synthetic(driver, synthetic, 120)
     expected = synthetic.memory.copy()
     FunctionalEngine(driver.device.hardware).execute(
         expected, synthetic.program_offset, len(synthetic.commands), synthetic.record_offset
