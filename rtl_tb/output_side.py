@@ -19,9 +19,10 @@ from output_layers import LINEAR, ROW_DISTANCE, LayerCase, as_int, hw_rows
 from accel import pack
 from accel.config import Hardware
 from accel.functional import Array
+from rtl_tb import structs
 
-ENTRIES = 8
-RESIDUAL_LINES = 128
+ENTRIES = structs.load().ENTRIES
+RESIDUAL_LINES = structs.load().RESIDUAL_LINES
 GUARD = 0xA5
 
 

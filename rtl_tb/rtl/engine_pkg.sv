@@ -70,7 +70,8 @@ package engine_pkg;
   localparam int WIDE_ADDRESS_BITS = $clog2(WIDE_ROWS);
   localparam int WIDE_COUNT_BITS = $clog2(WIDE_ROWS + 1);
 
-  localparam int RESIDUAL_LINES = 128;  // waiting for the finish unit; what 8 bursts per port bring
+  // Residual lines waiting for the finish unit: what the bursts in flight bring, a power of two.
+  localparam int RESIDUAL_LINES = 1 << $clog2(m3vit_pkg::OUTSTANDING * m3vit_pkg::BURST_BEATS);
 
   // Queues: one node per token and rank, {token, rank}.
   localparam int RANK_BITS = $clog2(m3vit_pkg::MAX_TOP_K);

@@ -1,5 +1,6 @@
 // The expert engine: AXI4-Lite control, interrupt, and one AXI4 master per memory port (reads on all, writes on the first
-// WRITE_PORTS). Nothing but wiring; docs/engine.md walks through the units.
+// WRITE_PORTS). Wiring, and the registers that bring weight row and operand of a beat together; docs/engine.md walks
+// through the units.
 module m3vit_engine (
     input  logic                                             ap_clk,
     input  logic                                             ap_rst_n,

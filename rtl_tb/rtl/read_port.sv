@@ -29,7 +29,7 @@ module read_port (
 );
   localparam int FLIGHT_BITS = $clog2(m3vit_pkg::OUTSTANDING + 1);
   localparam int TAGS = 1 << $clog2(m3vit_pkg::OUTSTANDING);
-  // Two bursts of every port fit, so that a port which is ahead of the others keeps its bursts moving.
+  // Four bursts fit, so that a port which is ahead of the others keeps its bursts moving.
   localparam int BEATS = 1 << $clog2(4 * m3vit_pkg::BURST_BEATS);
 
   logic [FLIGHT_BITS-1:0] flight;
