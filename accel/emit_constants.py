@@ -16,6 +16,7 @@ from typing import Any
 
 from accel import commands, layers, memory_map, numerics, record, registers, tables
 from accel.config import Formats, Hardware, build_hash, engine_hash
+from accel.limits import MAX_UNITS
 
 COMMAND_LINE = "python -m accel.generate"
 
@@ -146,6 +147,9 @@ def groups(formats: Formats, hardware: Hardware) -> tuple[Group, ...]:
         Constant("EXP2_ENTRIES", len(tables.EXP2), "entries of EXP2, 16 bit each"),
         Constant("RSQRT_ENTRIES", len(tables.RSQRT), "entries of RSQRT, 16 bit each"),
     )
+    limits = tuple(
+        Constant(f"MAX_UNITS_{kind.name}", MAX_UNITS[kind], "") for kind in (layers.Kind.MLP, layers.Kind.MOE)
+    )
     weight_max = Constant("WEIGHT_MAX", formats.weight_max, "largest |weight| (narrow range)")
     return (
         Group("Identity", identity),
@@ -154,6 +158,7 @@ def groups(formats: Formats, hardware: Hardware) -> tuple[Group, ...]:
         Group("Derived from the hardware parameters", derived),
         Group("Sizes in memory", memory),
         Group("Numeric contract", numeric),
+        Group("Units per expert: the combine accumulator holds their sum", limits),
     )
 
 

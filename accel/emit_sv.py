@@ -46,14 +46,16 @@ def _enumeration(name: str, prefix: str, bits: int, cls: type[IntEnum]) -> Itera
 
 
 def _command() -> Iterator[str]:
-    """Bit positions in the 512-bit command, then the same as a packed struct from the top bit down."""
+    """Bit positions in the 512-bit command and the number by which an error names a field, then the same as a packed
+    struct from the top bit down."""
     total = 8 * commands.COMMAND_BYTES
     yield from _heading("Command: bits of the little-endian 512-bit word at a command's address")
     yield _constant(Constant("COMMAND_BITS", total, ""))
-    for item in commands.FIELDS:
+    for index, item in enumerate(commands.FIELDS):
         name = f"FIELD_{item.name.upper()}"
         yield _constant(Constant(f"{name}_LSB", 32 * item.word + item.low, item.meaning))
         yield _constant(Constant(f"{name}_BITS", item.bits, ""))
+        yield _constant(Constant(f"{name}_INDEX", index, ""))
     yield ""
     yield "  typedef struct packed {"
     top = total

@@ -22,8 +22,10 @@ from rtl_tb import structs
 from rtl_tb.axi_lite import Bus
 from rtl_tb.command_cases import HARDWARE
 
-LOAD, INPUT, RESIDUAL, DISPATCH, ROUTE, FINISH = range(6)
-UNITS = 6
+VIEWS = structs.load().VIEWS
+LOAD, DISPATCH, ROUTE, FINISH, PACK = (
+    getattr(structs.load(), f"VIEW_{name}") for name in ("LOAD", "DISPATCH", "ROUTE", "FINISH", "PACK")
+)
 COUNTER_NAMES = [slot.name for slot in COUNTERS]
 STALLS = [name for name in COUNTER_NAMES if name.startswith("stall_")]  # bit 0 first
 
@@ -85,7 +87,7 @@ class Engine:
         self.rec_due: int | None = None
         self.entries.clear()
         self.retired = 0
-        self.view = [0] * UNITS
+        self.view = [0] * VIEWS
         self.retirements: list[int] = []
         self.cycle = 0
         self.barriers: list[int] = [i for i, image in enumerate(program) if image[0] == Opcode.BARRIER]
@@ -127,7 +129,7 @@ class Engine:
         if dut.retire.value:
             item = self.entries[self.retired]
             assert int(dut.oldest.value) == item.entry
-            assert item.passed == UNITS and not item.failing
+            assert item.passed == VIEWS and not item.failing
             assert item.layer is None or (item.written_at is not None and item.written_at <= now)
             self.retired += 1
             self.retirements.append(now)
@@ -150,7 +152,7 @@ class Engine:
         dut = self.dut
         valid, raw, at = int(dut.layer_valid.value), dut.layer.value, int(dut.entry.value)
         advance = 0
-        for unit in range(UNITS):
+        for unit in range(VIEWS):
             if not valid >> unit & 1:
                 continue
             position = self.view[unit]
@@ -162,7 +164,7 @@ class Engine:
                 (unit == DISPATCH and item.layer is not None and not item.computed)
                 or (unit == LOAD and bool(item.stripes))
                 or (unit == ROUTE and (item.crc is None if item.layer is None else item.experts is None))
-                or (unit == FINISH and item.layer is not None and not item.computed)
+                or (unit in (FINISH, PACK) and item.layer is not None and not item.computed)
             )
             if not held and random.random() < self.lively:
                 advance |= 1 << unit
@@ -252,7 +254,7 @@ class Engine:
         dut = self.dut
         dut.read_error.value = dut.write_error.value = 0
         for item in self.entries[self.retired :]:
-            if item.layer is None or not item.computed or item.stripes or item.answers or item.passed <= FINISH:
+            if item.layer is None or not item.computed or item.stripes or item.answers or item.passed < VIEWS:
                 continue
             if item.written_at is None:
                 item.written_at = now + random.choice((0, 0, 5, 60))

@@ -97,7 +97,7 @@ module engine_bench (
   logic any_job;
   logic dispatched_valid;
   assign dispatched = board.engine.layer_dispatch;
-  assign dispatched_valid = board.engine.layer_valid[3] && !dispatched.job_end;
+  assign dispatched_valid = board.engine.layer_valid[engine_pkg::VIEW_DISPATCH] && !dispatched.job_end;
   always_ff @(posedge clk) begin
     if (rst || board.engine.clear) {began, any_job} <= 2'b00;
     else begin
@@ -148,7 +148,7 @@ module engine_bench (
   logic [engine_pkg::EXPERT_BITS-1:0] all_experts;  // of the layer whose queues are known
   assign all_experts = entry_experts[engine_pkg::EXPERT_BITS*board.engine.layer_experts_entry+:engine_pkg::EXPERT_BITS];
   always_ff @(posedge clk)
-    if (board.engine.layer_valid[4])
+    if (board.engine.layer_valid[engine_pkg::VIEW_ROUTE])
       entry_experts[engine_pkg::EXPERT_BITS*board.engine.entries[4*EB+:EB]+:engine_pkg::EXPERT_BITS] <= routed.experts;
 
   // ---- commands
@@ -229,7 +229,7 @@ module engine_bench (
     now[36] = ahead && !same_job && same_task;  // prefetch across: frame (next job of the same task)
     now[37] = between && same_layer && gate_ended;  // first expert after its gate
     now[38] = between && !same_job && !ahead;  // job boundary without prefetch
-    now[39] = loading.no_prefetch && board.engine.layer_valid[0] && !board.engine.computed;  // NO_PREFETCH waits
+    now[39] = loading.no_prefetch && board.engine.layer_valid[engine_pkg::VIEW_LOAD] && !board.engine.computed;  // NO_PREFETCH waits
     now[40] = command && opcode == m3vit_pkg::OP_END;  // opcode: END
     now[41] = command && opcode == m3vit_pkg::OP_JOB_END;  // opcode: JOB_END
     now[42] = command && opcode == m3vit_pkg::OP_BARRIER;  // opcode: BARRIER
@@ -249,12 +249,12 @@ module engine_bench (
     now[56] = combine_valid && int'(combine_row) == engine_pkg::WIDE_ROWS - 1;  // wrap: accumulators
     now[57] = board.engine.gather_write && &board.engine.gather_group;  // wrap: operand ring
     now[58] = board.engine.retire && &board.engine.oldest;  // wrap: table of commands
-    now[59] = board.engine.layer_valid[3] && dispatched.job_end && &dispatched.job_tag;  // wrap: job tags
+    now[59] = board.engine.layer_valid[engine_pkg::VIEW_DISPATCH] && dispatched.job_end && &dispatched.job_tag;  // wrap: job tags
     now[60] = board.engine.u_sequencer.push_valid && !board.engine.u_sequencer.push_ready;  // full: table of commands
     now[61] = board.engine.tile_valid && !board.engine.queue_ready;  // full: tiles before the array
     now[62] = tile_first && tile_last;  // tile of one beat
     now[63] = !board.engine.linear_ready;  // full: LINEAR buffers
-    now[64] = board.engine.layer_valid[4] && !board.engine.gate_ready;  // full: gate logits
+    now[64] = board.engine.layer_valid[engine_pkg::VIEW_ROUTE] && !board.engine.gate_ready;  // full: gate logits
     now[65] = &board.engine.u_store.busy;  // full: store buffers
     now[66] = reads_full;  // full: reads in flight
     now[67] = writes_full;  // full: writes in flight

@@ -387,6 +387,46 @@ def commands_after_end(hw: Hardware) -> SyntheticProgram:
     return with_commands(program, (*program.commands, bad, program.commands[0]))
 
 
+@case
+def ties(hw: Hardware) -> SyntheticProgram:
+    """Tokens with equal logits for all, for pairs and for halves of the experts."""
+    layers = []
+    for experts, top_k in ((8, 2), (8, 8), (17, 3), (40, 5)):
+        item = synthetic_layer(Kind.MOE, 24, 64, 32, hw, experts, hidden=16, experts=experts, top_k=top_k)
+        every = np.arange(experts)
+        codes = [every * 0, every // 2, -(every // 2), every % 2, every // (experts // 2), every % 3]
+        item.x[:, :experts] = np.tile(codes, (4, 1))
+        layers.append(item)
+    return build_program([layers], hw)
+
+
+@case
+def saturation(hw: Hardware) -> SyntheticProgram:
+    """Every rounding and every sum at both ends of its range."""
+    largest = (1 << 31) - 1
+    shapes = [
+        (Kind.LINEAR, 64, 64, 0, 1, 1), (Kind.ACCUMULATE, 64, 64, 0, 1, 1),
+        (Kind.ACCUMULATE, hw.max_inputs, 48, 0, 1, 1), (Kind.MLP, 64, 64, 64, 15, 1), (Kind.MOE, 64, 64, 64, 14, 8),
+    ]  # fmt: skip
+    layers = []
+    for kind, inputs, outputs, hidden, units, experts in shapes:
+        layer = Layer("", kind, 12, inputs, outputs, hidden, experts, units, experts, hw)
+        bias = largest - 128 * 127 * inputs
+        if hidden:
+            blob = np.concatenate([pack.pack_unit(saturated_unit(layer, bias), layer)] * (units * experts))
+            item = extreme_operands(layer, Weights(blob))
+            if kind is Kind.MOE:
+                item.weights.gates.append(np.zeros(layer.gate_bytes, np.uint8))
+                item = random_gate(item, 1, 20, 0)  # all experts about equally
+            layers.append(item)
+            continue
+        for shift in (-8, 0, 31):
+            linear = extreme_linear(outputs, inputs, shift, bias)
+            layers.append(extreme_operands(layer, Weights(pack.pack_plain(linear, layer))))
+    layers[0].flags = Flag.NARROW
+    return build_program([layers], hw)
+
+
 # ---- random programs
 
 

@@ -142,7 +142,6 @@ class LayerFeed(Part):
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench)
         self.pushed = self.retired = 0
-        self.stored: list[int] = []
 
     def state(self) -> str:
         return f"{self.retired} of {self.pushed} layers retired"
@@ -174,8 +173,6 @@ class LayerFeed(Part):
             assert int(dut.layer_room.value)
             self.pushed += 1
         self.written = int(dut.entry_written.value)
-        if int(dut.entry_stored.value):
-            self.stored.append(int(dut.entry_stored_entry.value))
         if int(dut.error_valid.value):
             bench.errors.append((int(dut.error_entry.value), int(dut.error_port.value)))
         if self.retire:
@@ -191,8 +188,10 @@ def _difference(found: Array, case: LayerCase) -> str:
     lines = pack.deinterleave(found, case.hardware), pack.deinterleave(case.expected, case.hardware)
     wrong = np.flatnonzero(lines[0] != lines[1])
     size = case.hardware.line_bytes
-    return (f"kind {case.kind}, {case.tokens} x {case.outputs}: {len(wrong)} of {len(found)} bytes, first at line "
-            f"{wrong[0] // size} byte {wrong[0] % size}: found {lines[0][wrong[0]]}, expected {lines[1][wrong[0]]}")
+    return (
+        f"kind {case.kind}, {case.tokens} x {case.outputs}: {len(wrong)} of {len(found)} bytes, first at line "
+        f"{wrong[0] // size} byte {wrong[0] % size}: found {lines[0][wrong[0]]}, expected {lines[1][wrong[0]]}"
+    )
 
 
 class Drain(Part):

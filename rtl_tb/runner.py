@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accel.config import HARDWARE, Formats, hardware
+from accel.config import HARDWARE, Formats, Hardware, hardware
 from accel.errors import M3vitError
 from accel.generate import SV_PACKAGE, folder_name, write
 from host.backends.build_cache import locked
@@ -124,9 +124,9 @@ def cases(bench: Bench) -> list[Case]:
     return [Case(bench, preset, parameters) for preset in bench.presets for parameters in bench.parameters]
 
 
-def package(preset: str) -> Path:
-    """The generated ``m3vit_pkg.sv`` of a preset."""
-    formats, engine = Formats(), hardware(preset)
+def package(preset: str | Hardware) -> Path:
+    """The generated ``m3vit_pkg.sv`` of a preset, or of any engine."""
+    formats, engine = Formats(), hardware(preset) if isinstance(preset, str) else preset
     with locked(GENERATED / f".{folder_name(formats, engine)}.lock"):
         return write(GENERATED, formats, engine) / SV_PACKAGE
 

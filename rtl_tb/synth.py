@@ -1,7 +1,8 @@
 """Synthesizes the engine with Yosys for UltraScale+, unit by unit, and compares what it takes with a ZCU104.
 
 Usage: ``python -m rtl_tb.synth --hardware zcu104 [--units array,drain] [--out build/synth/zcu104.json]``; returns 1
-after saying why if something does not fit, is a latch, a memory in flip-flops, or has become slower.
+after saying why if something does not fit, is a latch, a memory in flip-flops, or has become slower. Any engine that
+the RTL can be built for serves: ``--hardware FILE.json``.
 
 A unit is an instance in ``m3vit_engine.sv``; the wiring between them is one more, ``engine``, in which units are
 black boxes. Each is synthesized by itself (``synth_xilinx -family xcup -flatten -abc9``), so figures are sums without
@@ -31,9 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from accel.atomic import atomic_write
-from accel.config import HARDWARE, Formats, Hardware, build_hash, hardware
+from accel.config import HARDWARE, Formats, Hardware, build_hash
 from accel.errors import M3vitError
 from benchmarks.common import commit
+from cli.arguments import parse_hardware
+from host.backends.rtl_build import check_hardware
 from rtl_tb import netlist
 from rtl_tb.runner import ROOT, RTL, package
 
@@ -106,7 +109,7 @@ def units() -> list[Unit]:
     return [*found, Unit(GLUE, TOP, boxes=boxes)]
 
 
-def sources(unit: Unit, preset: str) -> list[Path]:
+def sources(unit: Unit, preset: str | Hardware) -> list[Path]:
     """Files of a unit: packages, its module, and whatever that instantiates."""
     modules = _modules()
     instance = re.compile(rf"^\s*({'|'.join(modules)})\s+(?:#\s*\(|\w+\s*\()", re.MULTILINE)
@@ -201,7 +204,7 @@ def kept(unit: Unit, folder: Path, current: str) -> dict[str, Any] | None:
     return found if found.get("key") == current else None
 
 
-def synthesize(unit: Unit, preset: str, folder: Path, say: Callable[[str], object] = lambda line: None,
+def synthesize(unit: Unit, preset: str | Hardware, folder: Path, say: Callable[[str], object] = lambda line: None,
                files: Sequence[Path] | None = None) -> dict[str, Any]:  # fmt: skip
     """Figures of one unit, from ``folder`` if nothing has changed since they were made.
 
@@ -322,17 +325,17 @@ def faults(results: Mapping[str, Mapping[str, Any]], engine: Hardware, bounds: S
     return found
 
 
-def summary(preset: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summary(engine: Hardware, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Everything that was found, ready for JSON, without what differs from run to run."""
     summed = total(results)
     short = ("key", "seconds", "rss_mib", "memories")
     return {
         "benchmark": "synthesis",
-        "hardware": preset,
-        "config_hash": f"{build_hash(Formats(), hardware(preset)):08x}",
+        "hardware": engine.name,
+        "config_hash": f"{build_hash(Formats(), engine):08x}",
         "commit": commit(),
         "tool": version(),
-        "macs_per_cycle": hardware(preset).macs_per_cycle,
+        "macs_per_cycle": engine.macs_per_cycle,
         "total": summed,
         "share": {bound.name: round(bound.used(summed) / bound.capacity, 4) for bound in ZCU104},
         "units": {name: {key: value for key, value in result.items() if key not in short}
@@ -379,13 +382,16 @@ def _say(place: str, line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m rtl_tb.synth", description="Synthesize the engine with Yosys.")
-    parser.add_argument("--hardware", choices=sorted(HARDWARE), default="zcu104")
+    parser.add_argument("--hardware", metavar="NAME|FILE.json", default="zcu104",
+                        help=f"{', '.join(HARDWARE)}, or a file")  # fmt: skip
     parser.add_argument("--units", help="names separated by commas; default: all")
     parser.add_argument("--out", type=Path, help="JSON; default: build/synth/HARDWARE.json")
     parser.add_argument("--update", action="store_true", help="write docs/figures/synth-HARDWARE.json as well")
     options = parser.parse_args(arguments)
     chosen, names = units(), (options.units or "").split(",")
     try:
+        engine = parse_hardware(options.hardware)
+        check_hardware(engine)
         if options.units:
             unknown = sorted(set(names) - {unit.name for unit in chosen})
             if unknown:
@@ -394,13 +400,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = {}
         for number, unit in enumerate(chosen, 1):
             say = functools.partial(_say, f"[{number}/{len(chosen)}]")
-            results[unit.name] = synthesize(unit, options.hardware, BUILD / options.hardware, say)
-        data = summary(options.hardware, results)
-        committed = FIGURES / f"synth-{options.hardware}.json"
+            results[unit.name] = synthesize(unit, engine, BUILD / engine.name, say)
+        data = summary(engine, results)
+        committed = FIGURES / f"synth-{engine.name}.json"
         before = None if options.update or not committed.exists() else json.loads(committed.read_text())["units"]
-        found = faults(results, hardware(options.hardware), before=before)
+        found = faults(results, engine, before=before)
         text = json.dumps(data, indent=1) + "\n"
-        out = options.out or BUILD / f"{options.hardware}.json"
+        out = options.out or BUILD / f"{engine.name}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         for path in (out, *([committed] if options.update and not options.units else [])):
             with atomic_write(path) as temporary:
@@ -408,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except M3vitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{data['tool']}, {options.hardware} {data['config_hash']}, commit {data['commit']}\n\n{table(results)}\n")
+    print(f"{data['tool']}, {engine.name} {data['config_hash']}, commit {data['commit']}\n\n{table(results)}\n")
     print(fit(results))
     for line in found:
         print(f"error: {line}", file=sys.stderr)

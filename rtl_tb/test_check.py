@@ -12,12 +12,12 @@ from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, RisingEdge
 
 from accel import pack
-from accel.commands import FIELDS, Command, Flag
+from accel.commands import FIELDS, Command
 from accel.config import Config, Formats, network
 from accel.layers import Kind, Layer, engine_layers
 from accel.limits import KINDS, MAX_UNITS, EngineError, Limits
 from rtl_tb import structs
-from rtl_tb.command_cases import HARDWARE, MEMORY, command_of, some_layer
+from rtl_tb.command_cases import HARDWARE, MEMORY, command_of, entry_fields, some_layer
 
 PRESETS = ("ci", "zcu104")
 
@@ -62,43 +62,11 @@ class Bench:
         assert found == (0, 0), command
         self.verdicts[command.opcode.name] += 1
         fields = self.engine.unpack("layer_t", int(self.dut.layer.value))
-        wanted = self.fields(command, layer) | {"index": index, "job_tag": tag}
+        wanted = entry_fields(command, layer) | {"index": index, "job_tag": tag}
         assert {name: fields[name] for name in wanted} == wanted, command
         ignored = {"gate"} if layer.kind is not Kind.MOE else set()
         ignored |= {"residual"} if layer.kind is Kind.LINEAR else set()
         assert set(fields) - ignored == set(wanted) - ignored
-
-    def fields(self, command: Command, layer: Layer) -> dict[str, int]:
-        """layer_t as accel/layers.py derives it."""
-        hw, kind = HARDWARE, layer.kind
-        gated, hidden = kind is Kind.MOE, layer.first is not None
-        stripe, line = hw.stripe_bytes, hw.line_bytes
-        output = pack.token_bytes(layer.tokens, layer.outputs, layer.output_bytes_per_value, hw) // stripe
-        tiles = -(-layer.outputs // hw.tile_outputs)
-        pairs = layer.tokens * layer.top_k
-        return {
-            "job_end": 0, "kind": list(KINDS).index(command.opcode),
-            "narrow": int(bool(command.flags & Flag.NARROW) and kind is Kind.LINEAR),
-            "no_prefetch": int(bool(command.flags & Flag.NO_PREFETCH)),
-            "job": command.job, "tokens": layer.tokens,
-            "input_beats": layer.inputs // hw.tile_inputs, "input_lines": -(-layer.inputs // line),
-            "hidden_beats": layer.hidden // hw.tile_inputs, "hidden_tiles": layer.first.tiles if layer.first else 0,
-            "unit_tiles": layer.tiles_per_unit,
-            "last_tiles": tiles if hidden else tiles - (layer.units - 1) * layer.tiles_per_unit,
-            "output_tiles": tiles, "outputs": layer.outputs, "units": layer.units, "experts": layer.experts,
-            "top_k": layer.top_k, "schedule": command.schedule if gated else 0,
-            "gate_shift": command.gate_shift & 0xFF if gated else 0,
-            "gate_tiles": layer.gate.tiles if layer.gate else 0,
-            "unit_stripes": layer.unit_bytes // stripe, "gate_stripes": layer.gate_bytes // stripe,
-            "input_stripes": pack.token_bytes(layer.tokens, layer.inputs, 1, hw) // stripe,
-            "residual_stripes": 0 if kind is Kind.LINEAR else output, "output_stripes": output,
-            "output_lines": -(-layer.outputs * layer.output_bytes_per_value // line),
-            "wide_rows": 0 if kind is Kind.LINEAR else layer.tokens * tiles,
-            "weights": command.weights, "gate": command.gate, "input_rows": command.input,
-            "residual": command.residual, "output_rows": command.output,
-            "pairs": pairs,
-            "macs": pairs * layer.macs_per_pair + (layer.tokens * layer.inputs * layer.experts if gated else 0),
-        }  # fmt: skip
 
 
 # ---- commands -------------------------------------------------------------------------

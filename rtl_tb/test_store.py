@@ -51,8 +51,6 @@ async def all_kinds_and_shapes(dut):
         bench.records.append((bench.record_offset + 64 * index, random.randbytes(64)))
     await bench.start()
     await bench.run_all(60000)
-    stored = [i % 8 for i, case in enumerate(layers) if not case.job_end]
-    assert sorted(bench.feed.stored) == sorted(stored)
     assert bench.parts[4].written == 12
 
 

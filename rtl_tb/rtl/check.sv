@@ -11,7 +11,7 @@ module check (
     input  logic [engine_pkg::JOB_TAG_BITS-1:0] job_tag,
     // One cycle; the results stay until the next start
     output logic                                done,
-    output logic [2:0]                          code,    // m3vit_pkg::error_e
+    output logic [engine_pkg::ERROR_BITS-1:0]   code,    // m3vit_pkg::error_e
     output logic [7:0]                          detail,  // position of the field, as accel.commands.FIELDS counts
     output engine_pkg::layer_t                  layer
 );
@@ -26,10 +26,6 @@ module check (
   localparam int TILE_BITS = engine_pkg::TILE_BITS;
   localparam int OUTPUT_TILE_BITS = engine_pkg::OUTPUT_TILE_BITS;
 
-  // accel.limits.MAX_UNITS: the combine accumulator has 36 bits
-  localparam int MAX_UNITS_MLP = 15;
-  localparam int MAX_UNITS_MOE = 14;
-
   // Smallest number of output tiles whose values fill whole lines: lines are a power of two of bytes
   localparam int LOW_BIT = O & -O;
   localparam int LINE_TILES_INT8 = LOW_BIT >= LINE ? 1 : LINE / LOW_BIT;
@@ -39,11 +35,12 @@ module check (
   localparam int QUOTIENT_LOW = 17 + $clog2(O);
   localparam int RECIPROCAL = ((1 << QUOTIENT_LOW) + O - 1) / O;
 
-  localparam logic [2:0] OPCODE = 3'd1;
-  localparam logic [2:0] SHAPE = 3'd2;
-  localparam logic [2:0] ADDRESS = 3'd3;
-  localparam logic [2:0] READ = 3'd4;
-  localparam logic [2:0] WRITE = 3'd5;
+  localparam int EC = engine_pkg::ERROR_BITS;
+  localparam logic [EC-1:0] OPCODE = EC'(m3vit_pkg::ERROR_OPCODE);
+  localparam logic [EC-1:0] SHAPE = EC'(m3vit_pkg::ERROR_SHAPE);
+  localparam logic [EC-1:0] ADDRESS = EC'(m3vit_pkg::ERROR_ADDRESS);
+  localparam logic [EC-1:0] READ = EC'(m3vit_pkg::ERROR_READ);
+  localparam logic [EC-1:0] WRITE = EC'(m3vit_pkg::ERROR_WRITE);
 
   // ---- steps: operands are chosen in a step, the product is there three steps later, what it is kept in four
   localparam int LAST_STEP = 35;
@@ -215,7 +212,7 @@ module check (
       broken[3] <= command.inputs > 16'(m3vit_pkg::MAX_WIDTH) && (hidden_kind || command.units != 8'd1);
       broken[4] <= command.outputs == 16'd0 || (!linear && command.outputs > 16'(m3vit_pkg::MAX_WIDTH));
       broken[5] <= command.units == 8'd0
-          || (hidden_kind && command.units > (moe ? 8'(MAX_UNITS_MOE) : 8'(MAX_UNITS_MLP)));
+          || (hidden_kind && command.units > (moe ? 8'(m3vit_pkg::MAX_UNITS_MOE) : 8'(m3vit_pkg::MAX_UNITS_MLP)));
       broken[6] <= (command.hidden != 16'd0) != hidden_kind;
       broken[7] <= command.hidden > 16'(m3vit_pkg::MAX_HIDDEN)
           || (command.hidden & 16'(engine_pkg::I - 1)) != 16'd0;
@@ -244,26 +241,27 @@ module check (
     end
   end
 
-  function automatic logic [10:0] verdict(input int rule, input logic hidden_layer);
+  function automatic logic [EC+7:0] verdict(input int rule, input logic hidden_layer);
     case (rule)
-      0: verdict = {OPCODE, 8'd20};  // weight_source
-      1: verdict = {SHAPE, 8'd7};  // tokens
-      2, 3: verdict = {SHAPE, 8'd9};  // inputs
-      4: verdict = {SHAPE, 8'd10};  // outputs
-      5, 13: verdict = {SHAPE, 8'd12};  // units
-      6, 7: verdict = {SHAPE, 8'd11};  // hidden
-      8, 16: verdict = {SHAPE, 8'd8};  // experts
-      9: verdict = {SHAPE, 8'd3};  // top_k
-      10: verdict = {SHAPE, 8'd2};  // schedule
-      11: verdict = {SHAPE, 8'd4};  // gate_shift
-      12: verdict = {SHAPE, 8'd13};  // tiles_per_unit
-      14, 15: verdict = {SHAPE, hidden_layer ? 8'd11 : 8'd13};  // hidden, tiles_per_unit
-      17: verdict = {ADDRESS, 8'd14};  // unit_bytes
-      18: verdict = {ADDRESS, 8'd15};  // weights
-      19: verdict = {ADDRESS, 8'd17};  // input
-      20: verdict = {ADDRESS, 8'd19};  // output
-      21: verdict = {ADDRESS, 8'd16};  // gate
-      22: verdict = {ADDRESS, 8'd18};  // residual
+      0: verdict = {OPCODE, 8'(m3vit_pkg::FIELD_WEIGHT_SOURCE_INDEX)};
+      1: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_TOKENS_INDEX)};
+      2, 3: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_INPUTS_INDEX)};
+      4: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_OUTPUTS_INDEX)};
+      5, 13: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_UNITS_INDEX)};
+      6, 7: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_HIDDEN_INDEX)};
+      8, 16: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_EXPERTS_INDEX)};
+      9: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_TOP_K_INDEX)};
+      10: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_SCHEDULE_INDEX)};
+      11: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_GATE_SHIFT_INDEX)};
+      12: verdict = {SHAPE, 8'(m3vit_pkg::FIELD_TILES_PER_UNIT_INDEX)};
+      14, 15:
+      verdict = {SHAPE, hidden_layer ? 8'(m3vit_pkg::FIELD_HIDDEN_INDEX) : 8'(m3vit_pkg::FIELD_TILES_PER_UNIT_INDEX)};
+      17: verdict = {ADDRESS, 8'(m3vit_pkg::FIELD_UNIT_BYTES_INDEX)};
+      18: verdict = {ADDRESS, 8'(m3vit_pkg::FIELD_WEIGHTS_INDEX)};
+      19: verdict = {ADDRESS, 8'(m3vit_pkg::FIELD_INPUT_INDEX)};
+      20: verdict = {ADDRESS, 8'(m3vit_pkg::FIELD_OUTPUT_INDEX)};
+      21: verdict = {ADDRESS, 8'(m3vit_pkg::FIELD_GATE_INDEX)};
+      22: verdict = {ADDRESS, 8'(m3vit_pkg::FIELD_RESIDUAL_INDEX)};
       25: verdict = {WRITE, 8'd0};
       default: verdict = {READ, 8'd0};
     endcase
@@ -271,7 +269,7 @@ module check (
 
   always_ff @(posedge clk) begin
     if (busy && step == 6'd34) begin
-      code <= 3'd0;
+      code <= '0;
       detail <= 8'd0;
       for (int rule = RULES - 1; rule >= 0; rule = rule - 1) begin
         if (broken[rule]) {code, detail} <= verdict(rule, hidden_kind);

@@ -82,6 +82,19 @@ package engine_pkg;
   localparam int ENTRY_BITS = $clog2(ENTRIES);
   localparam int JOB_TAG_BITS = ENTRY_BITS;
 
+  // Views of the table, one per unit that walks it.
+  localparam int VIEW_LOAD = 0;
+  localparam int VIEW_INPUT = 1;
+  localparam int VIEW_RESIDUAL = 2;
+  localparam int VIEW_DISPATCH = 3;
+  localparam int VIEW_ROUTE = 4;
+  localparam int VIEW_FINISH = 5;
+  localparam int VIEW_PACK = 6;
+  localparam int VIEWS = 7;
+
+  // Error codes of the record, as the units hand them on.
+  localparam int ERROR_BITS = 3;
+
   typedef enum logic [1:0] {
     KIND_LINEAR = 2'd0,
     KIND_ACCUMULATE = 2'd1,

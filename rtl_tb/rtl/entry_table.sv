@@ -1,9 +1,7 @@
 // Commands in flight, oldest first. fetch pushes; every unit walks the table with a view of its own; the oldest entry
 // retires when all units are past it, its output is written and acknowledged (layers) or its CRC is known (JOB_END).
 // A bus error belongs to an entry and is reported when that entry is the oldest, so that what is before it is complete.
-module entry_table #(
-    parameter int UNITS = 6
-) (
+module entry_table (
     input  logic                                        clk,
     input  logic                                        rst,
     input  logic                                        clear,  // start of a program: forget errors
@@ -12,10 +10,10 @@ module entry_table #(
     input  engine_pkg::layer_t                          push_layer,
     output logic                                        empty,
     // Views
-    output logic [UNITS-1:0]                            layer_valid,
-    output logic [UNITS*engine_pkg::LAYER_BITS-1:0]     layer,
-    output logic [UNITS*engine_pkg::ENTRY_BITS-1:0]     entry,
-    input  logic [UNITS-1:0]                            layer_advance,
+    output logic [engine_pkg::VIEWS-1:0]                layer_valid,
+    output logic [engine_pkg::VIEWS*engine_pkg::LAYER_BITS-1:0] layer,
+    output logic [engine_pkg::VIEWS*engine_pkg::ENTRY_BITS-1:0] entry,
+    input  logic [engine_pkg::VIEWS-1:0]                layer_advance,
     // What retirement waits for
     input  logic [engine_pkg::ENTRIES-1:0]              entry_written,
     input  logic                                        job_crc_valid,
@@ -50,8 +48,8 @@ module entry_table #(
   end
 
   // ---- units
-  logic [UNITS-1:0] past;
-  for (genvar u = 0; u < UNITS; u = u + 1) begin : g_unit
+  logic [engine_pkg::VIEWS-1:0] past;
+  for (genvar u = 0; u < engine_pkg::VIEWS; u = u + 1) begin : g_unit
     logic [EB:0] pointer;
     entry_view u_view (
         .clk,

@@ -23,7 +23,7 @@ module fetch (
     output logic [31:0]                          check_index,
     output logic [engine_pkg::JOB_TAG_BITS-1:0]  check_job_tag,
     input  logic                                 check_done,
-    input  logic [2:0]                           check_code,
+    input  logic [engine_pkg::ERROR_BITS-1:0]    check_code,
     input  logic [7:0]                           check_detail,
     input  engine_pkg::layer_t                   check_layer,
     // Table
@@ -46,7 +46,7 @@ module fetch (
     output logic                                 command_executed,
     output logic                                 record_start,
     input  logic                                 record_done,
-    output logic [2:0]                           error,
+    output logic [engine_pkg::ERROR_BITS-1:0]    error,
     output logic [31:0]                          error_command,
     output logic [7:0]                           error_detail,
     output logic [31:0]                          commands_done,
@@ -56,12 +56,13 @@ module fetch (
   localparam int AHEAD_BITS = $clog2(AHEAD + 1);
   localparam logic [7:0] FLAGS = m3vit_pkg::FLAG_NARROW | m3vit_pkg::FLAG_NO_PREFETCH;
 
-  localparam logic [2:0] NONE = 3'd0;
-  localparam logic [2:0] OPCODE = 3'd1;
-  localparam logic [2:0] ADDRESS = 3'd3;
-  localparam logic [2:0] READ = 3'd4;
-  localparam logic [2:0] WRITE = 3'd5;
-  localparam logic [2:0] PROGRAM = 3'd6;
+  localparam int EC = engine_pkg::ERROR_BITS;
+  localparam logic [EC-1:0] NONE = EC'(m3vit_pkg::ERROR_NONE);
+  localparam logic [EC-1:0] OPCODE = EC'(m3vit_pkg::ERROR_OPCODE);
+  localparam logic [EC-1:0] ADDRESS = EC'(m3vit_pkg::ERROR_ADDRESS);
+  localparam logic [EC-1:0] READ = EC'(m3vit_pkg::ERROR_READ);
+  localparam logic [EC-1:0] WRITE = EC'(m3vit_pkg::ERROR_WRITE);
+  localparam logic [EC-1:0] PROGRAM = EC'(m3vit_pkg::ERROR_PROGRAM);
 
   typedef enum logic [3:0] {
     IDLE,

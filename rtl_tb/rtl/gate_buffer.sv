@@ -120,7 +120,7 @@ module gate_buffer (
   assign e0_last = busy && step == last_word;
   assign e0_expert = INDEX_BITS'({step, LANE_BITS'(0)});
 
-  ram_block #(
+  ram #(
       .WIDTH(O * 32),
       .DEPTH(1 << ADDRESS_BITS)
   ) u_rows (

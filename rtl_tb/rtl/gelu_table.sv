@@ -14,7 +14,7 @@ module gelu_table (
   localparam int DEPTH = m3vit_pkg::WEIGHT_SLOTS * 256;
 
   for (genvar o = 0; o < engine_pkg::O; o = o + 1) begin : g_lane
-    ram_block #(
+    ram #(
         .WIDTH(8),
         .DEPTH(DEPTH)
     ) table_copy (

@@ -15,7 +15,7 @@ module input_store (
       head <= head == engine_pkg::STORE_LINE_BITS'(engine_pkg::STORE_LINES - 1) ? '0 : head + 1'b1;
   end
 
-  ram_block #(
+  ram #(
       .WIDTH(engine_pkg::LINE_BITS),
       .DEPTH(engine_pkg::STORE_LINES)
   ) u_lines (

@@ -216,7 +216,7 @@ module linear_pack (
 
   logic [P*WORD_BITS-1:0] read_data;
   for (genvar b = 0; b < P; b = b + 1) begin : g_bank
-    ram_block #(
+    ram #(
         .WIDTH(WORD_BITS),
         .DEPTH(1 << BANK_BITS)
     ) u_bank (

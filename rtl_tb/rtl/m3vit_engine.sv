@@ -57,14 +57,6 @@ module m3vit_engine (
   localparam int EB = engine_pkg::ENTRY_BITS;
   localparam int JB = engine_pkg::JOB_TAG_BITS;
   localparam int LAYER = engine_pkg::LAYER_BITS;
-  localparam int UNITS = 7;
-  localparam int LOAD = 0;
-  localparam int INPUT = 1;
-  localparam int RESIDUAL = 2;
-  localparam int DISPATCH = 3;
-  localparam int ROUTE = 4;
-  localparam int FINISH = 5;
-  localparam int PACK = 6;
 
   logic clk, rst;
   assign clk = ap_clk;
@@ -92,9 +84,9 @@ module m3vit_engine (
   logic command_request_valid, command_request_ready, command_data_valid, command_data_error;
   logic [31:0] command_request_offset;
   logic [m3vit_pkg::COMMAND_BITS-1:0] command_data;
-  logic [UNITS-1:0] layer_valid, layer_advance;
-  logic [UNITS*LAYER-1:0] layers;
-  logic [UNITS*EB-1:0] entries;
+  logic [engine_pkg::VIEWS-1:0] layer_valid, layer_advance;
+  logic [engine_pkg::VIEWS*LAYER-1:0] layers;
+  logic [engine_pkg::VIEWS*EB-1:0] entries;
   logic [EB-1:0] oldest;
   logic [engine_pkg::ENTRIES-1:0] entry_written, entry_reading;
   logic read_error, write_error;
@@ -110,9 +102,7 @@ module m3vit_engine (
   logic [31:0] job_crc, rec_address;
   logic rec_valid, rec_ready, rec_done;
   logic [m3vit_pkg::COMMAND_BITS-1:0] rec_data;
-  sequencer #(
-      .UNITS(UNITS)
-  ) u_sequencer (
+  sequencer u_sequencer (
       .clk,
       .rst,
       .awaddr (s_axi_control_awaddr),
@@ -185,13 +175,13 @@ module m3vit_engine (
   /* verilator lint_off UNUSEDSIGNAL */  // every unit sees the whole entry and needs a part
   engine_pkg::layer_t layer_load, layer_input, layer_residual, layer_dispatch, layer_route, layer_finish, layer_pack;
   /* verilator lint_on UNUSEDSIGNAL */
-  assign layer_load = layers[LOAD*LAYER+:LAYER];
-  assign layer_input = layers[INPUT*LAYER+:LAYER];
-  assign layer_residual = layers[RESIDUAL*LAYER+:LAYER];
-  assign layer_dispatch = layers[DISPATCH*LAYER+:LAYER];
-  assign layer_route = layers[ROUTE*LAYER+:LAYER];
-  assign layer_finish = layers[FINISH*LAYER+:LAYER];
-  assign layer_pack = layers[PACK*LAYER+:LAYER];
+  assign layer_load = layers[engine_pkg::VIEW_LOAD*LAYER+:LAYER];
+  assign layer_input = layers[engine_pkg::VIEW_INPUT*LAYER+:LAYER];
+  assign layer_residual = layers[engine_pkg::VIEW_RESIDUAL*LAYER+:LAYER];
+  assign layer_dispatch = layers[engine_pkg::VIEW_DISPATCH*LAYER+:LAYER];
+  assign layer_route = layers[engine_pkg::VIEW_ROUTE*LAYER+:LAYER];
+  assign layer_finish = layers[engine_pkg::VIEW_FINISH*LAYER+:LAYER];
+  assign layer_pack = layers[engine_pkg::VIEW_PACK*LAYER+:LAYER];
 
   // ---- reading
   logic [2:0] stripe_valid, stripe_ready, line_valid;
@@ -200,7 +190,7 @@ module m3vit_engine (
   logic [3*JB-1:0] stripe_job;
   logic weights_ready, line_last;
   logic [engine_pkg::LINE_BITS-1:0] line_data;
-  assign stripe_entry[0+:EB] = entries[LOAD*EB+:EB];
+  assign stripe_entry[0+:EB] = entries[engine_pkg::VIEW_LOAD*EB+:EB];
   assign stripe_job[0+:JB] = layer_load.job_tag;
   reader u_reader (
       .clk,
@@ -261,9 +251,9 @@ module m3vit_engine (
       .clk,
       .rst,
       .forget        (clear),
-      .layer_valid   (layer_valid[LOAD]),
+      .layer_valid   (layer_valid[engine_pkg::VIEW_LOAD]),
       .layer         (layer_load),
-      .layer_advance (layer_advance[LOAD]),
+      .layer_advance (layer_advance[engine_pkg::VIEW_LOAD]),
       .computed,
       .order_valid   (load_order_valid),
       .order_ready   (load_order_ready),
@@ -295,9 +285,10 @@ module m3vit_engine (
       .gelu_address,
       .gelu_data
   );
-  ram_ultra #(
+  ram #(
       .WIDTH(engine_pkg::ROW_BITS),
-      .DEPTH(engine_pkg::WEIGHT_ROWS)
+      .DEPTH(engine_pkg::WEIGHT_ROWS),
+      .STYLE("ultra")
   ) u_weights (
       .clk,
       .write        (row_write),
@@ -319,14 +310,14 @@ module m3vit_engine (
   ) u_input_rows (
       .clk,
       .rst,
-      .layer_valid    (layer_valid[INPUT]),
+      .layer_valid    (layer_valid[engine_pkg::VIEW_INPUT]),
       .layer_skip     (layer_input.job_end),
       .tokens         (layer_input.tokens),
       .row_lines      (layer_input.input_lines),
       .rows           (layer_input.input_rows),
-      .entry          (entries[INPUT*EB+:EB]),
+      .entry          (entries[engine_pkg::VIEW_INPUT*EB+:EB]),
       .job_tag        (layer_input.job_tag),
-      .layer_advance  (layer_advance[INPUT]),
+      .layer_advance  (layer_advance[engine_pkg::VIEW_INPUT]),
       .request_valid  (stripe_valid[1]),
       .request_ready  (stripe_ready[1]),
       .request_offset (stripe_offset[32+:32]),
@@ -355,14 +346,14 @@ module m3vit_engine (
   ) u_residual_rows (
       .clk,
       .rst,
-      .layer_valid    (layer_valid[RESIDUAL]),
+      .layer_valid    (layer_valid[engine_pkg::VIEW_RESIDUAL]),
       .layer_skip     (layer_residual.job_end || layer_residual.kind == engine_pkg::KIND_LINEAR),
       .tokens         (layer_residual.tokens),
       .row_lines      (layer_residual.output_lines),
       .rows           (layer_residual.residual),
-      .entry          (entries[RESIDUAL*EB+:EB]),
+      .entry          (entries[engine_pkg::VIEW_RESIDUAL*EB+:EB]),
       .job_tag        (layer_residual.job_tag),
-      .layer_advance  (layer_advance[RESIDUAL]),
+      .layer_advance  (layer_advance[engine_pkg::VIEW_RESIDUAL]),
       .request_valid  (stripe_valid[2]),
       .request_ready  (stripe_ready[2]),
       .request_offset (stripe_offset[64+:32]),
@@ -391,10 +382,10 @@ module m3vit_engine (
   dispatch u_dispatch (
       .clk,
       .rst,
-      .layer_valid     (layer_valid[DISPATCH]),
+      .layer_valid     (layer_valid[engine_pkg::VIEW_DISPATCH]),
       .layer           (layer_dispatch),
-      .entry           (entries[DISPATCH*EB+:EB]),
-      .layer_advance   (layer_advance[DISPATCH]),
+      .entry           (entries[engine_pkg::VIEW_DISPATCH*EB+:EB]),
+      .layer_advance   (layer_advance[engine_pkg::VIEW_DISPATCH]),
       .slot_valid,
       .slot_ready,
       .slot,
@@ -421,7 +412,7 @@ module m3vit_engine (
       .tile_frees,
       .tile_done       (issue_valid && issue_ready),
       .waits,
-      .load_entry      (entries[LOAD*EB+:EB]),
+      .load_entry      (entries[engine_pkg::VIEW_LOAD*EB+:EB]),
       .computed
   );
 
@@ -608,10 +599,10 @@ module m3vit_engine (
       .clk,
       .rst,
       .forget              (clear),
-      .layer_valid         (layer_valid[ROUTE]),
+      .layer_valid         (layer_valid[engine_pkg::VIEW_ROUTE]),
       .layer               (layer_route),
-      .entry               (entries[ROUTE*EB+:EB]),
-      .layer_advance       (layer_advance[ROUTE]),
+      .entry               (entries[engine_pkg::VIEW_ROUTE*EB+:EB]),
+      .layer_advance       (layer_advance[engine_pkg::VIEW_ROUTE]),
       .gate_ready,
       .gate_reserve,
       .gate_valid,
@@ -689,10 +680,10 @@ module m3vit_engine (
   finish u_finish (
       .clk,
       .rst,
-      .layer_valid      (layer_valid[FINISH]),
+      .layer_valid      (layer_valid[engine_pkg::VIEW_FINISH]),
       .layer            (layer_finish),
-      .entry            (entries[FINISH*EB+:EB]),
-      .layer_advance    (layer_advance[FINISH]),
+      .entry            (entries[engine_pkg::VIEW_FINISH*EB+:EB]),
+      .layer_advance    (layer_advance[engine_pkg::VIEW_FINISH]),
       .residual_valid   (residual_keep),
       .residual_ready,
       .residual_line    (line_data),
@@ -713,10 +704,10 @@ module m3vit_engine (
   linear_pack u_linear_pack (
       .clk,
       .rst,
-      .layer_valid  (layer_valid[PACK]),
+      .layer_valid  (layer_valid[engine_pkg::VIEW_PACK]),
       .layer        (layer_pack),
-      .entry        (entries[PACK*EB+:EB]),
-      .layer_advance(layer_advance[PACK]),
+      .entry        (entries[engine_pkg::VIEW_PACK*EB+:EB]),
+      .layer_advance(layer_advance[engine_pkg::VIEW_PACK]),
       .linear_ready,
       .linear_reserve,
       .linear_write,
@@ -733,10 +724,6 @@ module m3vit_engine (
       .line_final   (pack_line_final),
       .line_entry   (pack_line_entry)
   );
-  /* verilator lint_off UNUSEDSIGNAL */  // the table knows without being told
-  logic entry_stored;
-  logic [EB-1:0] entry_stored_entry;
-  /* verilator lint_on UNUSEDSIGNAL */
   store u_store (
       .clk,
       .rst,
@@ -760,8 +747,6 @@ module m3vit_engine (
       .rec_address,
       .rec_data,
       .rec_done,
-      .entry_stored,
-      .entry_stored_entry,
       .entry_written,
       .entry_retire      (retire),
       .entry_retire_entry(oldest),

@@ -95,7 +95,7 @@ module queues (
   logic [NB-1:0] node, next;
   logic [15:0] node_weight;
   logic read;
-  ram_block #(
+  ram #(
       .WIDTH(NB),
       .DEPTH(1 << NB)
   ) u_next (
@@ -107,7 +107,7 @@ module queues (
       .read_address (node),
       .read_data    (next)
   );
-  ram_block #(
+  ram #(
       .WIDTH(16),
       .DEPTH(1 << NB)
   ) u_weights (

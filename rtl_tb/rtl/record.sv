@@ -9,7 +9,7 @@ module record (
     // End of the program: level until record_done
     input  logic                record_start,
     output logic                record_done,
-    input  logic [2:0]          error,
+    input  logic [engine_pkg::ERROR_BITS-1:0] error,
     input  logic [31:0]         error_command,
     input  logic [7:0]          error_detail,
     input  logic [31:0]         commands_done,
@@ -58,7 +58,7 @@ module record (
   always_comb begin
     case (word)
       4'd1: header = {32'(m3vit_pkg::RECORD_VERSION), m3vit_pkg::RECORD_MAGIC};
-      4'd2: header = {29'd0, error, m3vit_pkg::ENGINE_HASH};
+      4'd2: header = {32'(error), m3vit_pkg::ENGINE_HASH};
       4'd3: header = {24'd0, error_detail, error_command};
       4'd4: header = {jobs, commands_done};
       4'd5: header = {32'd0, m3vit_pkg::BUILD_HASH};

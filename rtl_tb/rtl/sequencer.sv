@@ -1,8 +1,6 @@
 // Everything about commands: registers, fetch and check, the table of commands in flight, counters and the record. The
 // units that do the work see the table through views, and give back events.
-module sequencer #(
-    parameter int UNITS = 6  // views of the table
-) (
+module sequencer (
     input  logic                                        clk,
     input  logic                                        rst,
     // AXI4-Lite
@@ -36,10 +34,10 @@ module sequencer #(
     input  logic [m3vit_pkg::COMMAND_BITS-1:0]          command_data,
     input  logic                                        command_data_error,
     // Views of the table
-    output logic [UNITS-1:0]                            layer_valid,
-    output logic [UNITS*engine_pkg::LAYER_BITS-1:0]     layer,
-    output logic [UNITS*engine_pkg::ENTRY_BITS-1:0]     entry,
-    input  logic [UNITS-1:0]                            layer_advance,
+    output logic [engine_pkg::VIEWS-1:0]                layer_valid,
+    output logic [engine_pkg::VIEWS*engine_pkg::LAYER_BITS-1:0] layer,
+    output logic [engine_pkg::VIEWS*engine_pkg::ENTRY_BITS-1:0] entry,
+    input  logic [engine_pkg::VIEWS-1:0]                layer_advance,
     output logic                                        retire,  // pulse; `oldest` then names the entry
     output logic [engine_pkg::ENTRY_BITS-1:0]           oldest,
     input  logic [engine_pkg::ENTRIES-1:0]              entry_written,
@@ -114,7 +112,7 @@ module sequencer #(
   m3vit_pkg::command_t check_command;
   logic [31:0] check_index;
   logic [engine_pkg::JOB_TAG_BITS-1:0] check_job_tag;
-  logic [2:0] check_code;
+  logic [engine_pkg::ERROR_BITS-1:0] check_code;
   logic [7:0] check_detail;
   engine_pkg::layer_t check_layer, push_layer, retire_layer;
   check u_check (
@@ -133,7 +131,7 @@ module sequencer #(
   logic push_valid, push_ready, table_empty, jobs_room, job_pushed;
   logic failed, failed_write, command_executed, record_start, record_done;
   logic [7:0] failed_port, error_detail;
-  logic [2:0] error;
+  logic [engine_pkg::ERROR_BITS-1:0] error;
   logic [31:0] error_command, commands_done;
   fetch u_fetch (
       .clk,
@@ -181,9 +179,7 @@ module sequencer #(
       .done
   );
 
-  entry_table #(
-      .UNITS(UNITS)
-  ) u_table (
+  entry_table u_table (
       .clk,
       .rst,
       .clear,

@@ -29,9 +29,7 @@ module store (
     input  logic [        m3vit_pkg::COMMAND_BITS-1:0]    rec_data,
     output logic                                          rec_done,
     // Layers
-    output logic                                          entry_stored,  // all its segments are with the ports
-    output logic [       engine_pkg::ENTRY_BITS-1:0]      entry_stored_entry,
-    output logic [          engine_pkg::ENTRIES-1:0]      entry_written,  // and all writes are acknowledged
+    output logic [          engine_pkg::ENTRIES-1:0]      entry_written,  // all its writes are acknowledged
     input  logic                                          entry_retire,
     input  logic [       engine_pkg::ENTRY_BITS-1:0]      entry_retire_entry,
     // Errors: a pulse per layer that failed, with the port that failed first
@@ -213,8 +211,6 @@ module store (
   // ---- layers: written when every port has the answer to its last burst. An error keeps a layer open for good.
   logic [W-1:0][engine_pkg::ENTRIES-1:0] finished;
   logic [engine_pkg::ENTRIES-1:0] failed, retire;
-  assign entry_stored = push && push_final;
-  assign entry_stored_entry = segment_entry;
   assign retire = entry_retire ? engine_pkg::ENTRIES'(1) << entry_retire_entry : '0;
   always_ff @(posedge clk)
     if (rst) begin

@@ -47,9 +47,10 @@ module wide_store (
     logic read_here, write_here;
     assign read_here = read && (BLOCK_ROWS == 0 || read_address < ADDRESS_BITS'(ULTRA_ROWS));
     assign write_here = write && (BLOCK_ROWS == 0 || write_address < ADDRESS_BITS'(ULTRA_ROWS));
-    ram_ultra #(
+    ram #(
         .WIDTH(WIDTH),
-        .DEPTH(ULTRA_ROWS)
+        .DEPTH(ULTRA_ROWS),
+        .STYLE("ultra")
     ) u_ultra (
         .clk,
         .write        (write_here),
@@ -66,7 +67,7 @@ module wide_store (
     assign read_here = read && read_address >= ADDRESS_BITS'(ULTRA_ROWS);
     assign write_here = write && write_address >= ADDRESS_BITS'(ULTRA_ROWS);
     // The UltraRAM's rows are a multiple of a power of two, so the low bits count from the first row here.
-    ram_block #(
+    ram #(
         .WIDTH(WIDTH),
         .DEPTH(BLOCK_DEPTH)
     ) u_block (

@@ -1,7 +1,10 @@
 // One write port, one read port with two registers behind it (memory and output): data two cycles after read.
-module ram_block #(
+module ram #(
     parameter int WIDTH = 8,
-    parameter int DEPTH = 16
+    parameter int DEPTH = 16,
+    // verilator lint_off UNUSEDPARAM
+    parameter STYLE = "block"  // or "ultra"; only synthesis reads it
+    // verilator lint_on UNUSEDPARAM
 ) (
     input  logic                     clk,
     input  logic                     write,
@@ -11,7 +14,7 @@ module ram_block #(
     input  logic [$clog2(DEPTH)-1:0] read_address,
     output logic [WIDTH-1:0]         read_data
 );
-  (* ram_style = "block" *) logic [WIDTH-1:0] memory[DEPTH];
+  (* ram_style = STYLE *) logic [WIDTH-1:0] memory[DEPTH];
   logic [WIDTH-1:0] fetched;
 
   always_ff @(posedge clk) begin
