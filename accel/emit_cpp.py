@@ -33,12 +33,13 @@ def _enumeration(name: str, underlying: str, cls: type[IntEnum]) -> Iterator[str
 
 
 _FIELD = """
-// Place of a command field: bits low .. low + bits - 1 of 32-bit little-endian word `word`.
+// Place of a command field: bits low .. low + bits - 1 of 32-bit little-endian word `word`; errors name it by `index`.
 struct Field {
   int word;
   int low;
   int bits;
   bool is_signed;
+  std::uint32_t index;
 };
 
 // Value of a field in the word that holds it, sign-extended where the field is signed.
@@ -53,10 +54,10 @@ constexpr std::int64_t field_value(std::uint32_t word, const Field& field) {
 def _command() -> Iterator[str]:
     yield _FIELD
     yield ""
-    for item in commands.FIELDS:
+    for index, item in enumerate(commands.FIELDS):
         sign = "true" if item.signed else "false"
         yield (
-            f"constexpr Field FIELD_{item.name.upper()}{{{item.word}, {item.low}, {item.bits}, {sign}}};"
+            f"constexpr Field FIELD_{item.name.upper()}{{{item.word}, {item.low}, {item.bits}, {sign}, {index}}};"
             f"  // {ascii_comment(item.meaning)}"
         )
     last = max(item.word for item in commands.FIELDS)

@@ -95,3 +95,6 @@ def mask(register: str, field: str) -> int:
                 if entry.name == field:
                     return 1 << entry.bit
     raise KeyError(f"{register}.{field}")
+
+ARENAS = tuple((item.offset, item.offset + 4) for item in REGISTERS if item.name.endswith("_LO"))
+"""Offsets of the low and the high half of the arena's address, port by port."""

@@ -19,11 +19,10 @@ from pathlib import Path
 
 from accel.config import Hardware, hardware
 from accel.errors import M3vitError
+from accel.resources import LIMITS, resources
 
 CLOCK_MHZ = 200.0
 """Least clock that the performance model assumes for the HLS engine."""
-SHARE = 0.98
-"""Largest share of a resource of the device that can be placed and routed."""
 
 
 class ReportError(M3vitError):
@@ -46,26 +45,43 @@ class Check:
 INTERVALS: dict[str, int] = {
     "PASS_BEAT": 1,  # the array: one weight row per cycle
     "GATHER_STEP": 1,  # a line in and a beat out
-    "HIDDEN_TOKEN": 1, "HIDDEN_BEAT": 1, "OUTPUT_TOKEN": 1,  # drain: a token per cycle
-    "COMBINE_TOKEN": 1, "FINISH_TILE": 1,  # an accumulator row per cycle
-    "RECEIVE": 1, "LINES": 1, "ROW_LINE": 1, "FLUSH_BEATS": 1,  # a line per cycle
-    "TOP_K": 1, "SUM": 1, "WALK": 2,
+    "DRAIN_TOKEN": 1, "HIDDEN_BEAT": 1,  # drain: a token per cycle
+    "LINEAR_TOKEN": 1, "COMBINE_TOKEN": 1, "FINISH_TILE": 1,  # store: an output tile of a token per cycle
+    "RECEIVE": 1, "LINES": 1, "ROW_LINE": 1, "RESIDUAL_LINE": 1,  # a line per cycle in
+    "LINEAR_LINE": 1, "FINISHED_LINE": 1, "GATHER": 1, "BLOCK_BEATS_OUT": 1,  # and out
+    "COLLECT": 1, "TOP_K": 1, "SUM": 1, "SCORED": 1, "WEIGH": 1,  # the gate
+    "APPEND": 2, "SCAN": 1, "SCAN_LONGEST": 1, "WALK": 2,  # queues
 }  # fmt: skip
-"""Label of a loop → largest initiation interval with which the engine keeps its rate."""
+"""Label of a loop → largest initiation interval with which the engine keeps its rate: what the sources ask for."""
 
 
 def latencies(engine: Hardware) -> dict[str, int]:
     """Label of a loop → most cycles from the start to the end of one iteration.
 
-    The first cycles of a tile's drain overlap the beats of the next tile, of which the largest layers have so many.
+    Drain has to be through with an output tile, its T tokens and the beats that it sends back, before the array has the
+    next one: as many beats as the largest layers are wide. Combine has no beats to send. The array's own pipeline runs
+    empty twice per tile (docs/hls.md): a twentieth of the beats of such a layer's tile.
     """
     beats = engine.max_hidden // engine.tile_inputs
-    return {"HIDDEN_TOKEN": beats, "OUTPUT_TOKEN": beats, "COMBINE_TOKEN": beats}
+    outputs = -(-engine.max_hidden // engine.tile_outputs)
+    drained = beats - engine.tile_tokens - engine.tile_outputs // engine.tile_inputs
+    return {
+        "DRAIN_TOKEN": drained, "COMBINE_TOKEN": beats - engine.tile_tokens, "PASS_BEAT": beats * outputs // 20,
+    }  # fmt: skip
+
+
+REST_DSP = 32
+"""Multipliers for addresses, counts and the weights of experts."""
 
 
 def dsp_bound(engine: Hardware) -> int:
-    """DSP blocks: two multiply-accumulates each, one multiplier per lane in combine, some for scores and addresses."""
-    return engine.macs_per_cycle // 2 + engine.tile_outputs + 32
+    """DSP blocks: two multiply-accumulates each, one multiplier per lane in combine, and the rest."""
+    return engine.macs_per_cycle // 2 + engine.tile_outputs + REST_DSP
+
+
+def share(name: str) -> float:
+    """Share of a resource of the device, as the report names it, that can be placed and routed."""
+    return LIMITS.get({"BRAM_18K": "bram"}.get(name, name.lower()), 1.0)
 
 
 def _read(path: Path) -> ElementTree.Element:
@@ -122,12 +138,17 @@ def check_report(path: Path, engine: Hardware, clock_mhz: float = CLOCK_MHZ) -> 
         if available > 0:
             amount = used.get(name)
             shown = "no estimate" if amount is None else f"{amount:.0f} of {available:.0f}"
-            fits = amount is not None and amount <= SHARE * available
-            checks.append(Check(name, f"at most {SHARE:.0%} of the device", shown, fits))
+            fits = amount is not None and amount <= share(name) * available
+            checks.append(Check(name, f"at most {share(name):.0%} of the device", shown, fits))
     dsp, bound = used.get("DSP"), dsp_bound(engine)
     shown = "no estimate" if dsp is None else f"{dsp:.0f}"
     ok = dsp is not None and 0 < dsp <= bound
     checks.append(Check("DSP packing", f"at most {bound} (two products per block)", shown, ok))
+
+    uram, expected = used.get("URAM"), resources(engine).uram
+    shown = "no estimate" if uram is None else f"{uram:.0f}"
+    ok = uram is not None and uram <= expected
+    checks.append(Check("UltraRAM as meant", f"at most {expected:.0f} (weights, accumulators)", shown, ok))
 
     loops = [entry for report in sorted({path, *path.parent.glob("*_csynth.xml")}) for entry in _loops(_read(report))]
     for element, limits in (("PipelineII", INTERVALS), ("IterationLatency", latencies(engine))):

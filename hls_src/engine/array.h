@@ -9,8 +9,9 @@ namespace m3vit {
 
 // for tile: for o in hidden tiles: for k in input beats:  sums += inputs[k] · row      sums to drain, which sends the
 //           for o in output tiles: for k in hidden beats: sums += hidden[k] · row      hidden tile back as beats
-// (without hidden columns only the second line, over the inputs). One row of weights per cycle.
-void array(Stream<tile_t>& tiles, Stream<operand_t>& operands, Stream<operand_t>& hidden, Stream<signal_t>& filled,
+// (without hidden columns only the second line, over the inputs). One row of weights per cycle. In the first tile of a
+// unit, whose weights may still be on their way, every output tile begins at the row that `filled` names.
+void array(Stream<tile_t>& tiles, Stream<operand_t>& operands, Stream<operand_t>& hidden, Stream<row_t>& filled,
            Stream<tile_t>& drain_tiles, Stream<sums_t>& sums, const weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS]);
 
 }  // namespace m3vit

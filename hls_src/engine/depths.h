@@ -20,11 +20,13 @@ constexpr Depth LOAD_LAYERS{"load_layers", ENTRIES, 1};
 constexpr Depth ROWS_LAYERS{"rows_layers", ENTRIES, 1};
 constexpr Depth DISPATCH_LAYERS{"dispatch_layers", ENTRIES, 1};
 constexpr Depth SCORE_LAYERS{"score_layers", ENTRIES, 1};
+constexpr Depth WEIGH_LAYERS{"weigh_layers", ENTRIES, 1};
 constexpr Depth ROUTE_LAYERS{"route_layers", ENTRIES, 1};
 constexpr Depth STORE_LAYERS{"store_layers", 2 * ENTRIES, 1};
-// store to fetch. Fetch looks only when ENTRIES layers are open: until then store must not wait, because fetch may
-// itself be waiting for a process behind which store's own input is queued.
-constexpr Depth RETIRED{"retired", ENTRIES, ENTRIES};
+// writer to fetch. Fetch looks only when ENTRIES layers are open: until then the writer, and store behind it, must not
+// wait, because fetch may itself be waiting for a process behind which store's own input is queued. The last of them
+// may wait in the writer's hands.
+constexpr Depth RETIRED{"retired", ENTRIES, at_least(ENTRIES - 1, 1)};
 
 // memory
 constexpr Depth COMMAND_REQUESTS{"command_requests", 2, 1};
@@ -48,6 +50,7 @@ constexpr Depth LOADED{"loaded", ENTRIES, 1};
 
 // routing
 constexpr Depth LOGITS{"logits", 2 * T, 1};
+constexpr Depth SCORED{"scored", 2 * T, 1};
 constexpr Depth PICKS{"picks", T * MAX_TOP_K, 1};
 constexpr Depth RESIDENT{"resident", 2, 1};
 // Route names every expert before it walks the first queue, so that weights are loaded ahead; load can take the second
@@ -58,8 +61,9 @@ constexpr Depth ROUTED{"routed", 2, 1};
 
 // input store
 constexpr Depth ROWS_READY{"rows_ready", FREED_AHEAD, 1};
-// Rows has at most FREED_AHEAD grants open and looks for returns only when it needs one.
-constexpr Depth ROWS_FREED{"rows_freed", FREED_AHEAD, FREED_AHEAD};
+// Rows has at most FREED_AHEAD grants open and looks for returns only when it needs one; the last may wait in the hands
+// of dispatch, because then rows needs one.
+constexpr Depth ROWS_FREED{"rows_freed", FREED_AHEAD, at_least(FREED_AHEAD - 1, 1)};
 
 // array
 constexpr Depth TILES{"tiles", 4, 1};
@@ -71,12 +75,13 @@ constexpr Depth SUMS{"sums", 2, 1};
 constexpr Depth HIDDEN{"hidden", MAX_HIDDEN_BEATS, at_least((MAX_HIDDEN_TILES - 2) * BLOCK_BEATS, 1)};
 constexpr Depth RESULT_TILES{"result_tiles", 4, 1};
 constexpr Depth RESULTS{"results", 4 * T, 1};
+constexpr Depth OUTGOING{"outgoing", 4 * BURST_BEATS, 1};
 
 constexpr Depth ALL[] = {
-    LOAD_LAYERS, ROWS_LAYERS, DISPATCH_LAYERS, SCORE_LAYERS, ROUTE_LAYERS, STORE_LAYERS, RETIRED,
+    LOAD_LAYERS, ROWS_LAYERS, DISPATCH_LAYERS, SCORE_LAYERS, WEIGH_LAYERS, ROUTE_LAYERS, STORE_LAYERS, RETIRED,
     COMMAND_REQUESTS, COMMANDS, WEIGHT_REQUESTS, INPUT_REQUESTS, RESIDUAL_REQUESTS, WEIGHT_LINES, INPUT_LINES,
-    RESIDUAL_LINES, UNITS, FILLED, FREED, LOADED, LOGITS, PICKS, RESIDENT, ORDER, ENTRIES_OF_QUEUES, ROUTED,
-    ROWS_READY, ROWS_FREED, TILES, OPERANDS, DRAIN_TILES, SUMS, HIDDEN, RESULT_TILES, RESULTS,
+    RESIDUAL_LINES, UNITS, FILLED, FREED, LOADED, LOGITS, SCORED, PICKS, RESIDENT, ORDER, ENTRIES_OF_QUEUES, ROUTED,
+    ROWS_READY, ROWS_FREED, TILES, OPERANDS, DRAIN_TILES, SUMS, HIDDEN, RESULT_TILES, RESULTS, OUTGOING,
 };
 
 }  // namespace depth

@@ -13,9 +13,11 @@ int wrapped(int line) {
   return line >= STORE_LINES ? line - STORE_LINES : line;
 }
 
-// Sends the inputs of `count` tokens whose rows begin at `place`; zeros for the others.
+// Sends the inputs of `count` tokens whose rows begin at `place`; zeros for the others. Not inlined: its registers, a
+// line of every token twice, exist once for all callers.
 void gather(const int place[T], int count, int lines, int beats, Stream<operand_t>& operands,
             const line_t store[STORE_LINES]) {
+#pragma HLS INLINE off
   line_t block[2][T];
 #pragma HLS ARRAY_PARTITION variable = block complete dim = 0
 GATHER_LINE:
@@ -66,6 +68,7 @@ tile_t plain_tile(const layer_t& layer, Sink sink, int slot) {
 void in_order(const layer_t& layer, Sink sink, int slot, bool first, bool last, int base, Stream<signal_t>& ready,
               Stream<std::uint32_t>& freed, Stream<tile_t>& tiles, Stream<operand_t>& operands,
               const line_t store[STORE_LINES]) {
+#pragma HLS INLINE off
   const int lines = int(layer.input_lines);
   const int tokens = int(layer.tokens);
   int cursor = base;
@@ -73,6 +76,8 @@ IN_ORDER:
   for (int begin = 0; begin < tokens; begin += T) {
     const int count = tokens - begin < T ? tokens - begin : T;
     tile_t tile = plain_tile(layer, sink, slot);
+#pragma HLS ARRAY_PARTITION variable = tile.token complete
+#pragma HLS ARRAY_PARTITION variable = tile.weight complete
     tile.tiles = last && sink != Sink::GATE ? layer.last_tiles : tile.tiles;
     tile.follow_load = begin == 0;
     tile.last_of_unit = begin + T >= tokens;
@@ -84,6 +89,7 @@ IN_ORDER:
 #pragma HLS ARRAY_PARTITION variable = place complete
   PLACES:
     for (int t = 0; t < T; ++t) {
+#pragma HLS PIPELINE II = 1
       tile.token[t] = token_t(t < count ? begin + t : 0);
       tile.weight[t] = weight_t(COMBINE_ONE);
       place[t] = cursor;
@@ -124,6 +130,8 @@ LAYERS:
         QUEUE:
           while (!over) {
             tile_t tile = plain_tile(layer, Sink::WIDE, slot);
+#pragma HLS ARRAY_PARTITION variable = tile.token complete
+#pragma HLS ARRAY_PARTITION variable = tile.weight complete
             int place[T];
 #pragma HLS ARRAY_PARTITION variable = place complete
             int count = 0;

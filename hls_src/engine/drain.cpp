@@ -11,48 +11,13 @@ biased_t with_bias(const sums_t& sums, const group_t& group, int t, int lane) {
   return biased_t(biased_t(sums.value[t][lane]) + biased_t(group.bias[lane]));
 }
 
-narrow_t requantize(const sums_t& sums, const group_t& group, int t, int lane, int bits, bool narrow) {
-#pragma HLS INLINE
-  const rescaled_t value = rescaled_t(with_bias(sums, group, t, lane));
-  return saturate(shift_round_even(value, int(group.shift[lane])), bits, narrow);
-}
-
-void hidden_tile(const sums_t& sums, const group_t& group, int slot, int beats, Stream<operand_t>& hidden,
-                 const act_t gelu[O][WEIGHT_SLOTS * GELU_BYTES]) {
-  act_t block[T][O];
-#pragma HLS ARRAY_PARTITION variable = block complete dim = 0
-HIDDEN_TOKEN:
-  for (int t = 0; t < T; ++t) {
-#pragma HLS PIPELINE II = 1
-  HIDDEN_LANE:
-    for (int lane = 0; lane < O; ++lane) {
-#pragma HLS UNROLL
-      const int value = requantize(sums, group, t, lane, ACTIVATION_BITS, false);
-      block[t][lane] = gelu[lane][slot * GELU_BYTES + value + 128];
-    }
-  }
-HIDDEN_BEAT:
-  for (int beat = 0; beat < beats; ++beat) {
-#pragma HLS PIPELINE II = 1
-    operand_t operand;
-  HIDDEN_VALUE:
-    for (int t = 0; t < T; ++t) {
-#pragma HLS UNROLL
-    HIDDEN_INPUT:
-      for (int i = 0; i < I; ++i) {
-#pragma HLS UNROLL
-        operand.value[t][i] = block[t][beat * I + i];
-      }
-    }
-    hidden.write(operand);
-  }
-}
-
 }  // namespace
 
 void drain(Stream<tile_t>& tiles, Stream<sums_t>& sums, Stream<operand_t>& hidden, Stream<logits_t>& logits,
            Stream<tile_t>& result_tiles, Stream<result_t>& results, Stream<slot_t>& freed,
            const group_t groups[WEIGHT_SLOTS * SLOT_GROUPS], const act_t gelu[O][WEIGHT_SLOTS * GELU_BYTES]) {
+  act_t block[T][O];  // a hidden tile
+#pragma HLS ARRAY_PARTITION variable = block complete dim = 0
 TILES:
   while (true) {
     const tile_t tile = tiles.read();
@@ -62,34 +27,58 @@ TILES:
     if (tile.sink != Sink::GATE) {
       result_tiles.write(tile);
     }
-    const int slot = int(tile.slot);
-    int group = slot * SLOT_GROUPS;
-  HIDDEN_TILES:
-    for (int o = 0; o < int(tile.hidden_tiles); ++o, ++group) {
-      const int rest = int(tile.hidden_beats) - o * BLOCK_BEATS;
-      hidden_tile(sums.read(), groups[group], slot, rest < BLOCK_BEATS ? rest : BLOCK_BEATS, hidden, gelu);
-    }
+    const int hidden_tiles = int(tile.hidden_tiles);
   OUTPUT_TILES:
-    for (int o = 0; o < int(tile.tiles); ++o, ++group) {
+    for (int o = 0; o < hidden_tiles + int(tile.tiles); ++o) {
+      // Hidden and output tiles go through one loop, so there is one set of requantizers. It runs empty after every
+      // tile: what the array or store waits for is never held back by waiting for the next sums.
+      const bool is_hidden = o < hidden_tiles;
+      const bool linear = tile.sink == Sink::LINEAR;
+      const int bits = is_hidden || linear ? ACTIVATION_BITS : RESIDUAL_BITS;
+      const bool narrow = !is_hidden && tile.narrow;
+      const int count = is_hidden ? T : int(tile.count);  // the array takes beats of all T tokens
       const sums_t finished = sums.read();
-      const group_t parameters = groups[group];
-    OUTPUT_TOKEN:
-      for (int t = 0; t < int(tile.count); ++t) {
+#pragma HLS ARRAY_PARTITION variable = finished.value complete dim = 0
+      const group_t parameters = groups[int(finished.group)];
+    DRAIN_TOKEN:
+      for (int t = 0; t < count; ++t) {
 #pragma HLS PIPELINE II = 1
         logits_t raw;
         result_t result;
-      OUTPUT_LANE:
+      DRAIN_LANE:
         for (int lane = 0; lane < O; ++lane) {
 #pragma HLS UNROLL
-          const int bits = tile.sink == Sink::LINEAR ? ACTIVATION_BITS : RESIDUAL_BITS;
-          raw.value[lane] = logit_t(with_bias(finished, parameters, t, lane));
-          result.value[lane] = requantize(finished, parameters, t, lane, bits, tile.narrow);
+          const biased_t biased = with_bias(finished, parameters, t, lane);
+          const rescaled_t rounded = shift_round_even(rescaled_t(biased), int(parameters.shift[lane]));
+          const narrow_t value = saturate(rounded, bits, narrow);
+          raw.value[lane] = logit_t(biased);
+          result.value[lane] = value;
+          if (is_hidden) {
+            block[t][lane] = gelu[lane][int(tile.slot) * GELU_BYTES + int(value) + 128];
+          }
         }
-        if (tile.sink == Sink::GATE) {
+        if (!is_hidden && tile.sink == Sink::GATE) {
           logits.write(raw);
-        } else {
+        } else if (!is_hidden) {
           results.write(result);
         }
+      }
+      const int rest = int(tile.hidden_beats) - o * BLOCK_BEATS;
+      const int beats = is_hidden ? (rest < BLOCK_BEATS ? rest : BLOCK_BEATS) : 0;
+    HIDDEN_BEAT:
+      for (int beat = 0; beat < beats; ++beat) {
+#pragma HLS PIPELINE II = 1
+        operand_t operand;
+      HIDDEN_VALUE:
+        for (int t = 0; t < T; ++t) {
+#pragma HLS UNROLL
+        HIDDEN_INPUT:
+          for (int i = 0; i < I; ++i) {
+#pragma HLS UNROLL
+            operand.value[t][i] = block[t][beat * I + i];
+          }
+        }
+        hidden.write(operand);
       }
     }
     if (tile.last_of_unit) {

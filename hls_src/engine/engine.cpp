@@ -11,6 +11,8 @@
 #include "rows.h"
 #include "score.h"
 #include "store.h"
+#include "weigh.h"
+#include "writer.h"
 
 using namespace m3vit;
 
@@ -64,6 +66,7 @@ void m3vit_engine(Port read0, Port read1, Port read2, Port read3, Port write0, P
   Channel<layer_t, depth::ROWS_LAYERS.depth> rows_layers(depth::ROWS_LAYERS.name);
   Channel<layer_t, depth::DISPATCH_LAYERS.depth> dispatch_layers(depth::DISPATCH_LAYERS.name);
   Channel<layer_t, depth::SCORE_LAYERS.depth> score_layers(depth::SCORE_LAYERS.name);
+  Channel<layer_t, depth::WEIGH_LAYERS.depth> weigh_layers(depth::WEIGH_LAYERS.name);
   Channel<layer_t, depth::ROUTE_LAYERS.depth> route_layers(depth::ROUTE_LAYERS.name);
   Channel<layer_t, depth::STORE_LAYERS.depth> store_layers(depth::STORE_LAYERS.name);
   Channel<signal_t, depth::RETIRED.depth> retired(depth::RETIRED.name);
@@ -76,10 +79,11 @@ void m3vit_engine(Port read0, Port read1, Port read2, Port read3, Port write0, P
   Channel<line_t, depth::INPUT_LINES.depth> input_lines(depth::INPUT_LINES.name);
   Channel<line_t, depth::RESIDUAL_LINES.depth> residual_lines(depth::RESIDUAL_LINES.name);
   Channel<slot_t, depth::UNITS.depth> units(depth::UNITS.name);
-  Channel<signal_t, depth::FILLED.depth> filled(depth::FILLED.name);
+  Channel<row_t, depth::FILLED.depth> filled(depth::FILLED.name);
   Channel<slot_t, depth::FREED.depth> freed(depth::FREED.name);
   Channel<std::uint32_t, depth::LOADED.depth> loaded(depth::LOADED.name);
   Channel<logits_t, depth::LOGITS.depth> logits(depth::LOGITS.name);
+  Channel<scored_t, depth::SCORED.depth> scored(depth::SCORED.name);
   Channel<pick_t, depth::PICKS.depth> picks(depth::PICKS.name);
   Channel<resident_t, depth::RESIDENT.depth> resident(depth::RESIDENT.name);
   Channel<order_t, depth::ORDER.depth> order(depth::ORDER.name);
@@ -94,6 +98,7 @@ void m3vit_engine(Port read0, Port read1, Port read2, Port read3, Port write0, P
   Channel<operand_t, depth::HIDDEN.depth> hidden(depth::HIDDEN.name);
   Channel<tile_t, depth::RESULT_TILES.depth> result_tiles(depth::RESULT_TILES.name);
   Channel<result_t, depth::RESULTS.depth> results(depth::RESULTS.name);
+  Channel<outgoing_t, depth::OUTGOING.depth> outgoing(depth::OUTGOING.name);
 
   // ---- processes
 #ifdef __SYNTHESIS__
@@ -103,7 +108,7 @@ void m3vit_engine(Port read0, Port read1, Port read2, Port read3, Port write0, P
 #define M3VIT_PROCESS(name, ...) simulation.add(#name, [&] { name(__VA_ARGS__); })
 #endif
   M3VIT_PROCESS(fetch, program, commands, command_requests, fetched, retired, load_layers, rows_layers,
-                dispatch_layers, score_layers, route_layers, store_layers);
+                dispatch_layers, score_layers, weigh_layers, route_layers, store_layers);
   M3VIT_PROCESS(reader, read0, read1, read2, read3, arena0, arena1, arena2, arena3, command_requests, weight_requests,
                 input_requests, residual_requests, fetched, weight_lines, input_lines, residual_lines);
   M3VIT_PROCESS(load, load_layers, order, resident, weight_requests, weight_lines, freed, units, filled, loaded,
@@ -112,16 +117,19 @@ void m3vit_engine(Port read0, Port read1, Port read2, Port read3, Port write0, P
   M3VIT_PROCESS(dispatch, dispatch_layers, units, entries, rows_ready, rows_freed, tiles, operands, inputs);
   M3VIT_PROCESS(array, tiles, operands, hidden, filled, drain_tiles, sums, weights);
   M3VIT_PROCESS(drain, drain_tiles, sums, hidden, logits, result_tiles, results, freed, groups, gelu);
-  M3VIT_PROCESS(score, score_layers, logits, picks);
+  M3VIT_PROCESS(score, score_layers, logits, scored);
+  M3VIT_PROCESS(weigh, weigh_layers, scored, picks);
   M3VIT_PROCESS(route, route_layers, picks, resident, order, entries, routed);
-  M3VIT_PROCESS(store, write0, write1, arena0, arena1, record, store_layers, result_tiles, results, routed, loaded,
-                residual_requests, residual_lines, retired);
+  M3VIT_PROCESS(store, record, store_layers, result_tiles, results, routed, loaded, residual_requests, residual_lines,
+                outgoing);
+  M3VIT_PROCESS(writer, write0, write1, arena0, arena1, outgoing, retired);
 #undef M3VIT_PROCESS
 #ifndef __SYNTHESIS__
-  sim::watch_all(simulation, load_layers, rows_layers, dispatch_layers, score_layers, route_layers, store_layers,
-                 retired, command_requests, fetched, weight_requests, input_requests, residual_requests, weight_lines,
-                 input_lines, residual_lines, units, filled, freed, loaded, logits, picks, resident, order, entries,
-                 routed, rows_ready, rows_freed, tiles, operands, drain_tiles, sums, hidden, result_tiles, results);
+  sim::watch_all(simulation, load_layers, rows_layers, dispatch_layers, score_layers, weigh_layers, route_layers,
+                 store_layers, retired, command_requests, fetched, weight_requests, input_requests, residual_requests,
+                 weight_lines, input_lines, residual_lines, units, filled, freed, loaded, logits, scored, picks,
+                 resident, order, entries, routed, rows_ready, rows_freed, tiles, operands, drain_tiles, sums, hidden,
+                 result_tiles, results, outgoing);
   simulation.run();
 #endif
 }

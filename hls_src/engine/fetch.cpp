@@ -7,7 +7,7 @@ namespace m3vit {
 void fetch(std::uint32_t program, std::uint32_t commands, Stream<command_request_t>& requests,
            Stream<command_t>& fetched, Stream<signal_t>& retired, Stream<layer_t>& load_layers,
            Stream<layer_t>& rows_layers, Stream<layer_t>& dispatch_layers, Stream<layer_t>& score_layers,
-           Stream<layer_t>& route_layers, Stream<layer_t>& store_layers) {
+           Stream<layer_t>& weigh_layers, Stream<layer_t>& route_layers, Stream<layer_t>& store_layers) {
   int open = 0;  // layers handed out and not stored
   std::uint32_t index = 0;
   std::uint32_t commands_read = 0;
@@ -66,6 +66,7 @@ COMMANDS:
       dispatch_layers.write(layer);
       if (layer.kind == Kind::MOE) {
         score_layers.write(layer);
+        weigh_layers.write(layer);
         route_layers.write(layer);
       }
       store_layers.write(layer);
@@ -83,6 +84,7 @@ COMMANDS:
   rows_layers.write(end);
   dispatch_layers.write(end);
   score_layers.write(end);
+  weigh_layers.write(end);
   route_layers.write(end);
   store_layers.write(end);
   command_request_t last;

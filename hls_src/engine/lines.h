@@ -15,16 +15,6 @@ struct ahead_t {
   int under_way;         // lines asked for and not taken
 };
 
-inline ahead_t begin_lines(std::uint32_t stripe, std::uint32_t stripes, std::uint32_t age) {
-#pragma HLS INLINE
-  ahead_t ahead;
-  ahead.stripe = stripe;
-  ahead.to_ask = stripes;
-  ahead.age = age;
-  ahead.under_way = 0;
-  return ahead;
-}
-
 inline void ask_lines(ahead_t& ahead, Stream<request_t>& requests) {
 #pragma HLS INLINE
   if (ahead.to_ask != 0 && ahead.under_way <= LINES_AHEAD - REQUEST_LINES) {
@@ -40,12 +30,23 @@ inline void ask_lines(ahead_t& ahead, Stream<request_t>& requests) {
   }
 }
 
-// The next line; keeps the request after the one it belongs to under way.
+// Asks for the first of `stripes` stripes, if there are any.
+inline ahead_t begin_lines(std::uint32_t stripe, std::uint32_t stripes, std::uint32_t age,
+                           Stream<request_t>& requests) {
+#pragma HLS INLINE
+  ahead_t ahead;
+  ahead.stripe = stripe;
+  ahead.to_ask = stripes;
+  ahead.age = age;
+  ahead.under_way = 0;
+  ask_lines(ahead, requests);
+  return ahead;
+}
+
+// The next line. At most one request per line, so that loops take a line per cycle; it is sent while a whole request is
+// still under way, so a pipeline that waits for a line never holds back the request that brings it.
 inline line_t take_line(ahead_t& ahead, Stream<request_t>& requests, Stream<line_t>& lines) {
 #pragma HLS INLINE
-  if (ahead.under_way == 0) {
-    ask_lines(ahead, requests);
-  }
   ask_lines(ahead, requests);
   --ahead.under_way;
   return lines.read();

@@ -65,17 +65,18 @@ std::int32_t word_at(const act_t bytes[GROUP_BYTES], int offset) {
 
 void load_gelu(int slot, ahead_t& ahead, Stream<request_t>& requests, Stream<line_t>& lines,
                act_t gelu[O][WEIGHT_SLOTS * GELU_BYTES]) {
-GELU_LINE:
-  for (int line = 0; line < GELU_LINES; ++line) {
-    const line_t bytes = take_line(ahead, requests, lines);
-  GELU_ENTRY:
-    for (int entry = 0; entry < LINE_BYTES; ++entry) {
+  line_t bytes = {};
+#pragma HLS ARRAY_PARTITION variable = bytes.byte complete
+GELU_ENTRY:
+  for (int entry = 0; entry < GELU_BYTES; ++entry) {
 #pragma HLS PIPELINE II = 1
-    GELU_COPY:
-      for (int lane = 0; lane < O; ++lane) {
+    if (entry % LINE_BYTES == 0) {
+      bytes = take_line(ahead, requests, lines);
+    }
+  GELU_COPY:
+    for (int lane = 0; lane < O; ++lane) {
 #pragma HLS UNROLL
-        gelu[lane][slot * GELU_BYTES + line * LINE_BYTES + entry] = bytes.byte[entry];
-      }
+      gelu[lane][slot * GELU_BYTES + entry] = bytes.byte[entry % LINE_BYTES];
     }
   }
 }
@@ -106,27 +107,35 @@ GROUP_LANE:
   groups[group] = parameters;
 }
 
-void load_row(int row, ahead_t& ahead, Stream<request_t>& requests, Stream<line_t>& lines,
-              weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS]) {
-#pragma HLS INLINE
-  weight_row_t values;
+// One loop over the lines of all rows: a row begins in the cycle after the last line of the one before.
+void load_rows(int row, int rows, ahead_t& ahead, Stream<request_t>& requests, Stream<line_t>& lines,
+               weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS]) {
+  weight_row_t values = {};
+#pragma HLS ARRAY_PARTITION variable = values.value complete
+  int part = 0;
 ROW_LINE:
-  for (int line = 0; line < ROW_LINES; ++line) {
+  for (int step = 0; step < rows * ROW_LINES; ++step) {
 #pragma HLS PIPELINE II = 1
     const line_t taken = take_line(ahead, requests, lines);
   ROW_BYTE:
     for (int i = 0; i < LINE_BYTES; ++i) {
 #pragma HLS UNROLL
-      values.value[line * LINE_BYTES + i] = taken.byte[i];
+      values.value[part * LINE_BYTES + i] = taken.byte[i];
+    }
+    if (part == ROW_LINES - 1) {
+      weights[row] = values;
+      ++row;
+      part = 0;
+    } else {
+      ++part;
     }
   }
-  weights[row] = values;
 }
 
 }  // namespace
 
 void load(Stream<layer_t>& layers, Stream<order_t>& order, Stream<resident_t>& resident, Stream<request_t>& requests,
-          Stream<line_t>& lines, Stream<slot_t>& freed, Stream<slot_t>& units, Stream<signal_t>& filled,
+          Stream<line_t>& lines, Stream<slot_t>& freed, Stream<slot_t>& units, Stream<row_t>& filled,
           Stream<std::uint32_t>& loaded, weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS],
           group_t groups[WEIGHT_SLOTS * SLOT_GROUPS], act_t gelu[O][WEIGHT_SLOTS * GELU_BYTES]) {
   slots_t slots;
@@ -185,7 +194,7 @@ LAYERS:
 
         const std::uint32_t size = next.resident ? 0U : (gate ? layer.gate_stripes : layer.unit_stripes);
         stripes += size;
-        ahead_t ahead = begin_lines(stripe, size, layer.age);
+        ahead_t ahead = begin_lines(stripe, size, layer.age, requests);
         if (!next.resident && hidden_tiles != 0) {
           load_gelu(slot, ahead, requests, lines, gelu);
         }
@@ -196,13 +205,10 @@ LAYERS:
           const int rows = int(second ? layer.hidden_beats : layer.input_beats);
           if (!next.resident) {
             load_group(slot * SLOT_GROUPS + tile, ahead, requests, lines, groups);
-          ROWS:
-            for (int r = 0; r < rows; ++r) {
-              load_row(row + r, ahead, requests, lines, weights);
-            }
-            row += rows;
+            load_rows(row, rows, ahead, requests, lines, weights);
           }
-          filled.write(signal_t(1));
+          filled.write(row_t(row));
+          row += rows;
         }
         skip_lines(ahead, requests, lines);
       }

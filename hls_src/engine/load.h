@@ -12,10 +12,11 @@ namespace m3vit {
 //   MOE: unit(gate table); for expert in the order of route: for u in units: unit(expert · units + u)
 //   otherwise: for u in units: unit(u)
 // unit: take a free slot (backward token `freed`), name it to dispatch, fill it line by line, and tell the array of
-// every output tile whose rows are there (forward token `filled`). Resident experts are named and not loaded again.
+// every output tile whose rows are there (forward token `filled`: the first of them). Resident experts are named and
+// not loaded again.
 // The stores have one writer, this process; rows are read by the array, groups and GELU tables by drain.
 void load(Stream<layer_t>& layers, Stream<order_t>& order, Stream<resident_t>& resident, Stream<request_t>& requests,
-          Stream<line_t>& lines, Stream<slot_t>& freed, Stream<slot_t>& units, Stream<signal_t>& filled,
+          Stream<line_t>& lines, Stream<slot_t>& freed, Stream<slot_t>& units, Stream<row_t>& filled,
           Stream<std::uint32_t>& loaded, weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS],
           group_t groups[WEIGHT_SLOTS * SLOT_GROUPS], act_t gelu[O][WEIGHT_SLOTS * GELU_BYTES]);
 

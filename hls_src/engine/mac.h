@@ -1,4 +1,4 @@
-// T x O x I multiply-accumulates of one cycle.
+// Multipliers: T x O x I of the array per cycle, and those of combine.
 #ifndef M3VIT_MAC_H
 #define M3VIT_MAC_H
 
@@ -40,7 +40,17 @@ MAC_PAIR:
   }
 }
 
+// A unit's output times its combine weight: one multiplier of 16 x 18 bits.
+inline share_t weighted(narrow_t value, weight_t weight) {
+#pragma HLS INLINE
+  return share_t(ap_int<16>(value) * ap_int<COMBINE_FRACTION + 2>(weight));
+}
+
 #else
+
+inline share_t weighted(narrow_t value, weight_t weight) {
+  return share_t(value) * share_t(weight);
+}
 
 inline void multiply(sums_t& sums, const operand_t& x, const weight_row_t& row, bool first) {
   for (int t = 0; t < T; ++t) {

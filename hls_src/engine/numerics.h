@@ -30,8 +30,6 @@ narrow_t saturate(V value, int bits, bool narrow) {
 
 // ---- softmax of the gate (docs/numerics.md, 8)
 using distance_t = uint<BIASED_BITS + 1 - OCTAVE_SHIFT_MIN>;  // octaves in Q8, after the largest left shift
-using power_t = uint<16>;                                     // 2^-u in Q15
-using total_t = uint<24>;                                     // Σ over all experts
 static_assert(MAX_EXPERTS <= 256, "the sum of all powers fits total_t");
 
 // 2^-(distance · 2^-shift / 256) in Q15, for distance >= 0.
@@ -42,6 +40,15 @@ inline power_t exp2_negative(distance_t distance, int shift) {
   const int index = int(u & distance_t(EXP2_ENTRIES - 1));
   return octave >= 16 ? power_t(0) : power_t(EXP2[index] >> octave);
 }
+
+// 2^-((largest - value) · 2^-shift / 256) in Q15.
+inline power_t power(logit_t largest, logit_t value, int shift) {
+#pragma HLS INLINE
+  const logit_t distance = logit_t(largest - value);  // >= 0
+  return exp2_negative(distance_t(std::uint64_t(distance)), shift);
+}
+
+static_assert(RECIPROCAL_BITS - 15 < 17, "the factor of a mantissa of 2^15 and more fits its 17 bits");
 
 struct reciprocal_t {  // 1 / x = factor · 2^-(RECIPROCAL_BITS + exponent)
   uint<17> factor;

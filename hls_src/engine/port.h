@@ -1,7 +1,6 @@
 // Memory ports: manual bursts, because every burst is one block of a stripe and several are in flight at once. Vitis
-// has
-// hls::burst_maxi for them, in its C simulation too, whose arguments co-simulation replaces; where there is no Vitis a
-// port of our own has the same calls and checks the rules of the bus (simulation/port_model.h).
+// has hls::burst_maxi for them, in its C simulation too, whose arguments co-simulation replaces; without Vitis a port
+// of our own has the same calls and checks the rules of the bus (simulation/port_model.h).
 #ifndef M3VIT_PORT_H
 #define M3VIT_PORT_H
 

@@ -75,6 +75,7 @@ SERVE:
       commands_open = !request.last;
       if (!request.last) {
         command_t command;
+#pragma HLS ARRAY_PARTITION variable = command.word complete
         read0.read_request((arena0 + request.offset) / PORT_BYTES, COMMAND_BEATS);
       COMMAND:
         for (int beat = 0; beat < COMMAND_BEATS; ++beat) {

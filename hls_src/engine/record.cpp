@@ -17,20 +17,28 @@ PUT:
   }
 }
 
-void send(Port& write0, writer_t& writer, std::uint32_t offset, const act_t* bytes) {
+void send(Stream<outgoing_t>& outgoing, std::uint32_t offset, const act_t* bytes) {
 #pragma HLS INLINE
-  line_t piece;
+  outgoing_t item;
+  item.kind = Outgoing::PIECE;
+  item.place = offset;
 SEND:
   for (int i = 0; i < LINE_BYTES; ++i) {
 #pragma HLS UNROLL
-    piece.byte[i] = bytes[i];
+    item.line.byte[i] = bytes[i];
   }
-  put_bytes(write0, writer, offset, piece);
+  outgoing.write(item);
 }
 
 }  // namespace
 
-void write_job(Port& write0, writer_t& writer, std::uint32_t record, std::uint32_t index, std::uint32_t job,
+void send_signal(Stream<outgoing_t>& outgoing, Outgoing kind) {
+  outgoing_t item = {};
+  item.kind = kind;
+  outgoing.write(item);
+}
+
+void write_job(Stream<outgoing_t>& outgoing, std::uint32_t record, std::uint32_t index, std::uint32_t job,
                const job_t& entry) {
   act_t bytes[RECORD_JOB_BYTES] = {};
   put(bytes, JOB_JOB_OFFSET, job, 8);
@@ -42,13 +50,13 @@ void write_job(Port& write0, writer_t& writer, std::uint32_t record, std::uint32
     const std::uint32_t offset = record + RECORD_JOBS_START + index * RECORD_JOB_BYTES;
   JOB_PIECES:
     for (int piece = 0; piece < RECORD_JOB_BYTES; piece += LINE_BYTES) {
-      send(write0, writer, offset + std::uint32_t(piece), bytes + piece);
+      send(outgoing, offset + std::uint32_t(piece), bytes + piece);
     }
   }
 }
 
-void write_record(Port& write0, Port& write1, writer_t& writer, std::uint32_t record, std::uint32_t jobs,
-                  const layer_t& end, const counters_t& counters) {
+void write_record(Stream<outgoing_t>& outgoing, std::uint32_t record, std::uint32_t jobs, const layer_t& end,
+                  const counters_t& counters) {
   act_t bytes[HEAD_BYTES] = {};
   put(bytes, RECORD_MAGIC_OFFSET, RECORD_MAGIC, 4);
   put(bytes, RECORD_VERSION_OFFSET, RECORD_VERSION, 4);
@@ -70,12 +78,12 @@ void write_record(Port& write0, Port& write1, writer_t& writer, std::uint32_t re
   RECORD_PIECES:
     for (int piece = HEAD_BYTES - LINE_BYTES; piece >= 0; piece -= LINE_BYTES) {
       if (piece == 0) {
-        settle(write0, write1, writer);
+        send_signal(outgoing, Outgoing::SETTLE);
       }
-      send(write0, writer, record + std::uint32_t(piece), bytes + piece);
+      send(outgoing, record + std::uint32_t(piece), bytes + piece);
     }
   }
-  settle(write0, write1, writer);
+  send_signal(outgoing, Outgoing::SETTLE);
 }
 
 }  // namespace m3vit

@@ -2,7 +2,8 @@
 #ifndef M3VIT_RECORD_H
 #define M3VIT_RECORD_H
 
-#include "output.h"
+#include "stream.h"
+#include "types.h"
 
 namespace m3vit {
 
@@ -23,13 +24,16 @@ struct job_t {
   std::uint32_t queue_crc;
 };
 
+// To the writer: something that has no bytes.
+void send_signal(Stream<outgoing_t>& outgoing, Outgoing kind);
+
 // Both write nothing where the record's offset is not a multiple of its pieces.
-void write_job(Port& write0, writer_t& writer, std::uint32_t record, std::uint32_t index, std::uint32_t job,
+void write_job(Stream<outgoing_t>& outgoing, std::uint32_t record, std::uint32_t index, std::uint32_t job,
                const job_t& entry);
 
 // Counters first, then the line with the magic: a record that has one is complete.
-void write_record(Port& write0, Port& write1, writer_t& writer, std::uint32_t record, std::uint32_t jobs,
-                  const layer_t& end, const counters_t& counters);
+void write_record(Stream<outgoing_t>& outgoing, std::uint32_t record, std::uint32_t jobs, const layer_t& end,
+                  const counters_t& counters);
 
 }  // namespace m3vit
 

@@ -17,12 +17,6 @@ CRC_BIT:
   return crc;
 }
 
-struct queues_t {
-  node_t head[MAX_EXPERTS];
-  node_t tail[MAX_EXPERTS];
-  token_t length[MAX_EXPERTS];
-};
-
 // Whether every unit of an expert is in a slot.
 bool in_slots(const layer_t& layer, int expert, const resident_t& held) {
   bool all = true;
@@ -42,16 +36,33 @@ UNIT_HELD:
   return all;
 }
 
+// The next expert of the sequence.
+void name(int expert, bool resident, int& count, int used, expert_t sequence[MAX_EXPERTS], Stream<order_t>& order) {
+#pragma HLS INLINE
+  order_t next;
+  next.expert = expert_t(expert);
+  next.resident = resident;
+  next.last = count == used - 1;
+  order.write(next);
+  sequence[count] = expert_t(expert);
+  ++count;
+}
+
 }  // namespace
 
 void route(Stream<layer_t>& layers, Stream<pick_t>& picks, Stream<resident_t>& resident, Stream<order_t>& order,
            Stream<entry_t>& entries, Stream<routed_t>& routed) {
-  node_t next[NODES];
+  node_t next[NODES];  // a node is a token and a rank
   weight_t weight[NODES];
 #pragma HLS BIND_STORAGE variable = next type = ram_2p impl = bram
 #pragma HLS BIND_STORAGE variable = weight type = ram_2p impl = bram
-  queues_t queues;
-  order_t sequence[MAX_EXPERTS];
+  node_t head[MAX_EXPERTS];
+  node_t tail[MAX_EXPERTS];
+  token_t lengths[MAX_EXPERTS];
+#pragma HLS BIND_STORAGE variable = head type = ram_2p impl = lutram
+#pragma HLS BIND_STORAGE variable = tail type = ram_2p impl = lutram
+#pragma HLS BIND_STORAGE variable = lengths type = ram_2p impl = lutram
+  expert_t sequence[MAX_EXPERTS];
   bool named[MAX_EXPERTS];
   std::uint32_t crc = 0;
 
@@ -66,33 +77,38 @@ LAYERS:
   CLEAR:
     for (int expert = 0; expert < experts; ++expert) {
 #pragma HLS PIPELINE II = 1
-      queues.length[expert] = token_t(0);
+      lengths[expert] = token_t(0);
       named[expert] = false;
     }
     int used = 0;  // experts with a queue
     std::uint32_t running = ~crc;
-  APPEND_TOKEN:
-    for (int token = 0; token < int(layer.tokens); ++token) {
-    APPEND_RANK:
-      for (int rank = 0; rank < top_k; ++rank) {
-        // Experts of one token differ, so a length is read again top_k picks later at the earliest, or 1 with top-1:
-        // there the scheduler must see the dependence, so none is declared false.
-#pragma HLS PIPELINE II = 1
-        const pick_t pick = picks.read();
-        const int expert = int(pick.expert);
-        const int node = token * top_k + rank;
-        const int length = int(queues.length[expert]);
-        weight[node] = pick.weight;
-        if (length == 0) {
-          queues.head[expert] = node_t(node);
-          ++used;
-        } else {
-          next[int(queues.tail[expert])] = node_t(node);
-        }
-        queues.tail[expert] = node_t(node);
-        queues.length[expert] = token_t(length + 1);
-        running = crc_word(running, std::uint32_t(expert) | std::uint32_t(token) << 16);
-        running = crc_word(running, std::uint32_t(pick.weight));
+    int token = 0;
+    int rank = 0;
+  APPEND:
+    for (std::uint32_t pair = 0; pair < layer.pairs; ++pair) {
+      // With top-1 the next pick may be of the same expert, whose length and tail must be there by then: two cycles
+      // from a read to the next one of the same place, so no dependence is declared false.
+#pragma HLS PIPELINE II = 2
+      const pick_t pick = picks.read();
+      const int expert = int(pick.expert);
+      const int length = int(lengths[expert]);
+      const int node = token * MAX_TOP_K + rank;
+      weight[node] = pick.weight;
+      if (length == 0) {
+        head[expert] = node_t(node);
+        ++used;
+      } else {
+        next[int(tail[expert])] = node_t(node);
+      }
+      tail[expert] = node_t(node);
+      lengths[expert] = token_t(length + 1);
+      running = crc_word(running, std::uint32_t(expert) | std::uint32_t(token) << 16);
+      running = crc_word(running, std::uint32_t(pick.weight));
+      if (rank == top_k - 1) {
+        rank = 0;
+        ++token;
+      } else {
+        ++rank;
       }
     }
     crc = ~running;
@@ -105,58 +121,57 @@ LAYERS:
     if (schedule == Schedule::RESIDENT_FIRST) {
       held = resident.read();
     }
-    // ---- order. RESIDENT_FIRST scans twice, LONGEST_FIRST once per expert that has a queue, INDEX once.
+    // ---- order. An expert is named as soon as it is found: load need not wait for the end of the search.
     int count = 0;
-    bool residents = schedule == Schedule::RESIDENT_FIRST;  // the scan at hand takes resident experts only
-  SCANS:
-    while (count < used) {
-      int longest = 0;
-      int longest_length = 0;
-    SCAN:
-      for (int expert = 0; expert < experts; ++expert) {
-        const int length = int(queues.length[expert]);
-        const bool there = length != 0 && !named[expert];
-        if (schedule == Schedule::LONGEST_FIRST) {
-          if (there && length > longest_length) {
+    if (schedule == Schedule::LONGEST_FIRST) {
+    LONGEST:
+      while (count < used) {
+        int longest = 0;
+        int longest_length = 0;
+      SCAN_LONGEST:
+        for (int expert = 0; expert < experts; ++expert) {
+#pragma HLS PIPELINE II = 1
+          const int length = named[expert] ? 0 : int(lengths[expert]);
+          if (length > longest_length) {
             longest = expert;
             longest_length = length;
           }
-        } else if (there && (!residents || in_slots(layer, expert, held))) {
-          sequence[count].expert = expert_t(expert);
-          sequence[count].resident = residents;
-          ++count;
-          named[expert] = true;
+        }
+        named[longest] = true;
+        name(longest, false, count, used, sequence, order);
+      }
+    } else {
+      if (schedule == Schedule::RESIDENT_FIRST) {
+      SCAN_RESIDENT:
+        for (int expert = 0; expert < experts; ++expert) {
+          if (lengths[expert] != token_t(0) && in_slots(layer, expert, held)) {
+            named[expert] = true;
+            name(expert, true, count, used, sequence, order);
+          }
         }
       }
-      if (schedule == Schedule::LONGEST_FIRST) {
-        sequence[count].expert = expert_t(longest);
-        sequence[count].resident = false;
-        ++count;
-        named[longest] = true;
-      }
-      residents = false;
-    }
-  NAME:
-    for (int i = 0; i < used; ++i) {
+    SCAN:
+      for (int expert = 0; expert < experts; ++expert) {
 #pragma HLS PIPELINE II = 1
-      order_t name = sequence[i];
-      name.last = i == used - 1;
-      order.write(name);
+        if (lengths[expert] != token_t(0) && !named[expert]) {
+          name(expert, false, count, used, sequence, order);
+        }
+      }
     }
     // ---- walks
   WALK_EXPERT:
     for (int i = 0; i < used; ++i) {
-      const int expert = int(sequence[i].expert);
-      const int length = int(queues.length[expert]);
+      const int expert = int(sequence[i]);
+      const int length = int(lengths[expert]);
     WALK_UNIT:
       for (int unit = 0; unit < int(layer.units); ++unit) {
-        int node = int(queues.head[expert]);
+        int node = int(head[expert]);
       WALK:
         for (int step = 0; step < length; ++step) {
           // The next node's address comes out of the list: two cycles per entry, of T and more beats that it computes.
 #pragma HLS PIPELINE II = 2
           entry_t entry;
-          entry.token = token_t(node / top_k);
+          entry.token = token_t(node / MAX_TOP_K);
           entry.weight = weight[node];
           entry.last = step == length - 1;
           entry.last_expert = i == used - 1;

@@ -11,8 +11,7 @@ void rows(Stream<layer_t>& layers, Stream<std::uint32_t>& freed, Stream<request_
   int head = 0;     // where the next line goes
 LAYERS:
   for (layer_t layer = layers.read(); layer.kind != Kind::END; layer = layers.read()) {
-    ahead_t ahead = begin_lines(layer.input, layer.input_stripes, layer.age);
-    ask_lines(ahead, requests);
+    ahead_t ahead = begin_lines(layer.input, layer.input_stripes, layer.age, requests);
     const bool by_tile = streams_past(layer);
   TILES:
     for (int token = 0; token < int(layer.tokens); token += T) {

@@ -6,49 +6,41 @@ namespace m3vit {
 
 namespace {
 
-struct best_t {  // the largest logits of a token, best first
-  logit_t value[MAX_TOP_K];
-  expert_t expert[MAX_TOP_K];
-};
-
-// Inserts a logit behind all that are at least as large; `filled` entries are there.
-void insert(best_t& best, logit_t value, int expert, int filled) {
+// Inserts a logit into the largest ones of a token, best first, behind all that are at least as large. `filled` of them
+// are there.
+void insert(logit_t values[MAX_TOP_K], expert_t experts[MAX_TOP_K], logit_t value, int expert, int filled) {
 #pragma HLS INLINE
   bool ahead[MAX_TOP_K];  // of the entry at this place
 #pragma HLS ARRAY_PARTITION variable = ahead complete
 COMPARE:
   for (int place = 0; place < MAX_TOP_K; ++place) {
 #pragma HLS UNROLL
-    ahead[place] = place >= filled || value > best.value[place];
+    ahead[place] = place >= filled || value > values[place];
   }
 SHIFT:
   for (int place = MAX_TOP_K - 1; place >= 0; --place) {
 #pragma HLS UNROLL
     const bool moved = place > 0 && ahead[place > 0 ? place - 1 : 0];
     if (moved) {
-      best.value[place] = best.value[place - 1];
-      best.expert[place] = best.expert[place - 1];
+      values[place] = values[place - 1];
+      experts[place] = experts[place - 1];
     } else if (ahead[place]) {
-      best.value[place] = value;
-      best.expert[place] = expert_t(expert);
+      values[place] = value;
+      experts[place] = expert_t(expert);
     }
   }
 }
 
-power_t power(logit_t largest, logit_t value, int shift) {
-#pragma HLS INLINE
-  const logit_t distance = logit_t(largest - value);  // >= 0
-  return exp2_negative(distance_t(std::uint64_t(distance)), shift);
-}
-
 }  // namespace
 
-void score(Stream<layer_t>& layers, Stream<logits_t>& logits, Stream<pick_t>& picks) {
+void score(Stream<layer_t>& layers, Stream<logits_t>& logits, Stream<scored_t>& scored) {
   logit_t logit[T][GATE_TILES * O];
 #pragma HLS ARRAY_PARTITION variable = logit complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = logit cyclic factor = O dim = 2
-  best_t best[T];
-#pragma HLS ARRAY_PARTITION variable = best complete
+  logit_t best[T][MAX_TOP_K];
+#pragma HLS ARRAY_PARTITION variable = best complete dim = 0
+  expert_t chosen[T][MAX_TOP_K];
+#pragma HLS ARRAY_PARTITION variable = chosen complete dim = 0
   total_t total[T];
 #pragma HLS ARRAY_PARTITION variable = total complete
 
@@ -59,17 +51,22 @@ LAYERS:
   TILES:
     for (int begin = 0; begin < int(layer.tokens); begin += T) {
       const int count = int(layer.tokens) - begin < T ? int(layer.tokens) - begin : T;
+      int t = 0;
+      int o = 0;
     COLLECT:
-      for (int o = 0; o < int(layer.gate_tiles); ++o) {
-      COLLECT_TOKEN:
-        for (int t = 0; t < count; ++t) {
+      for (int step = 0; step < int(layer.gate_tiles) * count; ++step) {
 #pragma HLS PIPELINE II = 1
-          const logits_t row = logits.read();
-        COLLECT_LANE:
-          for (int lane = 0; lane < O; ++lane) {
+        const logits_t row = logits.read();
+      COLLECT_LANE:
+        for (int lane = 0; lane < O; ++lane) {
 #pragma HLS UNROLL
-            logit[t][o * O + lane] = row.value[lane];
-          }
+          logit[t][o * O + lane] = row.value[lane];
+        }
+        if (t == count - 1) {
+          t = 0;
+          ++o;
+        } else {
+          ++t;
         }
       }
     CLEAR:
@@ -79,8 +76,8 @@ LAYERS:
       CLEAR_BEST:
         for (int place = 0; place < MAX_TOP_K; ++place) {
 #pragma HLS UNROLL
-          best[t].value[place] = logit_t(0);
-          best[t].expert[place] = expert_t(0);
+          best[t][place] = logit_t(0);
+          chosen[t][place] = expert_t(0);
         }
       }
     TOP_K:
@@ -90,7 +87,7 @@ LAYERS:
         for (int t = 0; t < T; ++t) {
 #pragma HLS UNROLL
           if (t < count) {
-            insert(best[t], logit[t][expert], expert, expert);
+            insert(best[t], chosen[t], logit[t][expert], expert, expert);
           }
         }
       }
@@ -101,21 +98,22 @@ LAYERS:
         for (int t = 0; t < T; ++t) {
 #pragma HLS UNROLL
           if (t < count) {
-            total[t] = total_t(total[t] + total_t(power(best[t].value[0], logit[t][expert], shift)));
+            total[t] = total_t(total[t] + total_t(power(best[t][0], logit[t][expert], shift)));
           }
         }
       }
-    PICK:
+    SCORED:
       for (int t = 0; t < count; ++t) {
-        const reciprocal_t scale = reciprocal(total[t]);
-      PICK_RANK:
-        for (int rank = 0; rank < int(layer.top_k); ++rank) {
 #pragma HLS PIPELINE II = 1
-          pick_t pick;
-          pick.expert = best[t].expert[rank];
-          pick.weight = gate_weight(power(best[t].value[0], best[t].value[rank], shift), scale);
-          picks.write(pick);
+        scored_t item;
+      SCORED_PLACE:
+        for (int place = 0; place < MAX_TOP_K; ++place) {
+#pragma HLS UNROLL
+          item.value[place] = best[t][place];
+          item.expert[place] = chosen[t][place];
         }
+        item.total = total[t];
+        scored.write(item);
       }
     }
   }

@@ -38,6 +38,7 @@ using rescaled_t = sint<RESCALED_BITS>;        // biased · 2^-shift before satu
 using bias_t = std::int32_t;
 using shift_t = sint<6>;                       // SHIFT_MIN … SHIFT_MAX
 using weight_t = uint<COMBINE_FRACTION + 1>;   // combine weight, COMBINE_ONE is 1.0
+using share_t = sint<16 + COMBINE_FRACTION + 1>;  // weight · unit output, exact: the weight is 1.0 at most
 using wide_t = sint<COMBINE_BITS>;             // combine accumulator without the residual, exact
 using finish_t = sint<COMBINE_BITS + 2>;       // with it, and room for rounding
 using logit_t = sint<BIASED_BITS>;
@@ -46,7 +47,11 @@ using expert_t = uint<EXPERT_BITS>;
 using slot_t = uint<SLOT_BITS>;
 using beats_t = uint<BEAT_BITS>;
 using tiles_t = uint<TILE_BITS>;
+using power_t = uint<16>;  // 2^-u in Q15
+using total_t = uint<24>;  // Σ of powers over all experts
 using node_t = uint<NODE_BITS>;
+using row_t = uint<ROW_BITS>;      // place in the weight store
+using place_t = uint<GROUP_BITS>;  // place in the store of groups
 
 static_assert(SHIFT_MIN >= -32 && SHIFT_MAX <= 31, "shifts fit shift_t");
 
@@ -144,6 +149,12 @@ struct entry_t {  // of an expert's queue
   bool last_expert;  // the walk is over the last queue of the layer
 };
 
+struct scored_t {  // the largest logits of a token, best first, and the sum of all its powers
+  logit_t value[MAX_TOP_K];
+  expert_t expert[MAX_TOP_K];
+  total_t total;
+};
+
 struct pick_t {  // an expert that a token chose
   expert_t expert;
   weight_t weight;
@@ -178,6 +189,7 @@ struct operand_t {  // inputs of one array beat
 };
 
 struct sums_t {  // one finished output tile
+  place_t group;  // of its parameters: drain has the address from the array, so it cannot read them too early
   sum_t value[T][O];
 };
 
@@ -187,6 +199,21 @@ struct logits_t {  // one token, O experts
 
 struct result_t {  // one token, one output tile
   narrow_t value[O];
+};
+
+// ---- to memory
+enum class Outgoing : std::uint8_t {
+  LINE,    // into the arena, at line `place`; lines that follow each other become bursts
+  PIECE,   // a line's worth of plain bytes at byte `place`
+  SETTLE,  // everything before must be in memory before what follows is sent
+  RETIRE,  // the same, then the layer is over
+  END,
+};
+
+struct outgoing_t {
+  Outgoing kind;
+  std::uint32_t place;
+  line_t line;
 };
 
 }  // namespace m3vit

@@ -24,7 +24,7 @@ if {![file isfile [file join $generated m3vit_config.h]]} {
 }
 set build [file tail $generated]
 
-# The engine is C++14, its simulation C++17; the header comes from the configuration and from nowhere else.
+# The header comes from the configuration and from nowhere else.
 set flags "-std=c++17 -I$root/hls_src -I$root/hls_src/engine -I$generated -Wno-unknown-pragmas"
 
 proc begin_project {} {

@@ -16,19 +16,16 @@ from accel.errors import DeviceError
 from accel.functional import FunctionalEngine
 from accel.layers import round_up
 from accel.memory_map import ARENA_ALIGNMENT
-from accel.registers import REGISTERS, UNMAPPED, mask
-from host.device import Buffer, Device, Reg, check_register
+from accel.registers import ARENAS, UNMAPPED, mask
+from host.backends.plain_memory import BASE, PlainBuffer
+from host.device import Device, Reg, check_register
 
 START, DONE, IDLE, READY, AUTO_RESTART, INTERRUPT = (
     mask("AP_CTRL", name) for name in ("start", "done", "idle", "ready", "auto_restart", "interrupt")
 )
-_ARENAS = tuple(
-    (item.offset, item.offset + 4) for item in REGISTERS if item.name.endswith("_LO")
-)
 _ARGUMENTS = frozenset(
-    {offset for pair in _ARENAS for offset in pair} | {Reg.PROGRAM, Reg.COMMANDS, Reg.RECORD}
+    {offset for pair in ARENAS for offset in pair} | {Reg.PROGRAM, Reg.COMMANDS, Reg.RECORD}
 )
-_FIRST_ADDRESS = 0x1000_0000
 
 
 @dataclass
@@ -44,24 +41,6 @@ class Faults:
     delay: float = 0.0
     hangs: int = 0
     lost_interrupts: int = 0
-
-
-class GoldenBuffer(Buffer):
-    """Host memory with an address in the golden engine's address space. There are no caches to flush."""
-
-    def __init__(self, device: GoldenDevice, address: int, size: int) -> None:
-        self._device = device
-        self.device_address = address
-        self.array = np.zeros(size, np.uint8)
-
-    def flush(self, offset: int = 0, size: int | None = None) -> None:
-        pass
-
-    def invalidate(self, offset: int = 0, size: int | None = None) -> None:
-        pass
-
-    def close(self) -> None:
-        self._device._release(self)
 
 
 class GoldenDevice(Device):
@@ -91,8 +70,8 @@ class GoldenDevice(Device):
         self.faults = faults or Faults()
         self._engine = FunctionalEngine(hardware, formats)
         self._free = memory_bytes
-        self._next_address = _FIRST_ADDRESS
-        self._buffers: list[GoldenBuffer] = []
+        self._next_address = BASE
+        self._buffers: list[PlainBuffer] = []
         self._changed = threading.Condition()
         self._abort = threading.Event()
         self._worker: threading.Thread | None = None
@@ -106,17 +85,17 @@ class GoldenDevice(Device):
         self._idle = True
         self._gier = self._ier = self._isr = 0
 
-    def allocate(self, size: int) -> GoldenBuffer:
+    def allocate(self, size: int) -> PlainBuffer:
         self._check_open()
         if size < 1 or size > self._free:
             raise DeviceError(f"allocate: {size} bytes: expected 1 to {self._free} bytes")
-        buffer = GoldenBuffer(self, self._next_address, size)
+        buffer = PlainBuffer(self, self._next_address, np.zeros(size, np.uint8))
         self._next_address += round_up(size, ARENA_ALIGNMENT) + ARENA_ALIGNMENT
         self._free -= size
         self._buffers.append(buffer)
         return buffer
 
-    def _release(self, buffer: GoldenBuffer) -> None:
+    def _release(self, buffer: PlainBuffer) -> None:
         if buffer in self._buffers:
             self._buffers.remove(buffer)
             self._free += buffer.size
@@ -219,7 +198,7 @@ class GoldenDevice(Device):
 
         None where there is none or the ports disagree: there, hardware could not write its record either.
         """
-        addresses = {arguments[low] | arguments[high] << 32 for low, high in _ARENAS}
+        addresses = {arguments[low] | arguments[high] << 32 for low, high in ARENAS}
         if len(addresses) != 1:
             return None
         address = addresses.pop()

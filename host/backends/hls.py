@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from accel.config import Formats, Hardware
 from accel.errors import DeviceError
+from accel.registers import ARENAS
 from host.backends.build_cache import Note, say
-from host.backends.golden import _ARENAS, Faults, GoldenBuffer, GoldenDevice
+from host.backends.golden import Faults, GoldenDevice
 from host.backends.hls_build import build
-from host.device import Reg, first_fit
+from host.backends.plain_memory import BASE, PlainBuffer, place
+from host.device import Reg
 
-BASE = 0x1000_0000
-"""Address of the first byte of memory."""
 SLACK = 1 << 32
 """Address space behind the memory that reads as zeros: offsets of a program have 32 bits, and reads past the memory,
 which answer with an error in hardware, must not reach foreign bytes here."""
@@ -78,17 +78,6 @@ class HlsLibrary:
         return found
 
 
-class HlsBuffer(GoldenBuffer):
-    """Part of the engine's memory. There are no caches to flush."""
-
-    def __init__(self, device: HlsDevice, offset: int, size: int) -> None:
-        self._device = device
-        self.offset = offset
-        self.device_address = BASE + offset
-        self.array = device.memory[offset : offset + size]
-        self.array[:] = 0  # may have been in use before
-
-
 class HlsDevice(GoldenDevice):
     """The engine as Vitis HLS would be given it.
 
@@ -132,15 +121,14 @@ class HlsDevice(GoldenDevice):
         self._space: NDArray[np.uint8] = np.frombuffer(space, np.uint8)
         self.memory = self._space[:memory_bytes]
 
-    def allocate(self, size: int) -> HlsBuffer:
+    def allocate(self, size: int) -> PlainBuffer:
         self._check_open()
-        taken = ((buffer.offset, buffer.size) for buffer in self._buffers if isinstance(buffer, HlsBuffer))
-        made = HlsBuffer(self, first_fit(taken, size, len(self.memory)), size)
+        made = place(self, self.memory, self._buffers, size)
         self._buffers.append(made)
         return made
 
     def _execute(self, arguments: dict[int, int]) -> None:
-        arenas = [arguments[low] + (arguments[high] << 32) - BASE for low, high in _ARENAS]
+        arenas = [arguments[low] + (arguments[high] << 32) - BASE for low, high in ARENAS]
         used = arenas[: self.hardware.ports]
         if any(not 0 <= arena < len(self.memory) for arena in used):
             return  # hardware could not write its record there either

@@ -35,8 +35,8 @@ BIT_TRUE = (
     # Inside the open ap_int headers, whose constructors leave a value unset on purpose.
     "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option",
 )  # fmt: skip
-SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-RACES = ("-O1", "-g", "-fsanitize=thread")
+SANITIZE = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+RACES = ("-O1", "-g1", "-fsanitize=thread")
 KEPT = 48
 """Builds that stay when a new one is added: those used last. They are small."""
 _AP_TYPES = "templates/vivado/ap_types"

@@ -10,45 +10,22 @@ import time
 from ctypes import byref, c_uint32
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from accel.config import Formats, Hardware
 from accel.errors import DeviceError
 from accel.memory_model import MemoryModel
 from accel.registers import mask
 from host.backends.build_cache import Note, say
+from host.backends.plain_memory import BASE, PlainBuffer, place
 from host.backends.rtl_build import build, trace_format
 from host.backends.rtl_library import Library, Ranges, SimulatedMemory
-from host.device import Buffer, Device, Reg, check_register, first_fit
+from host.device import Device, Reg, check_register
 
-BASE = 0x1000_0000
-"""Address of the first byte of memory."""
 ACCESS_CYCLES = 32
 """Cycles that pass after a register access; on a board they take about this long."""
 CHUNK_CYCLES = 512
 """Cycles between two looks at the clock on the wall."""
 
 _START = mask("AP_CTRL", "start")
-
-
-class RtlBuffer(Buffer):
-    """Part of the simulated memory. There are no caches to flush."""
-
-    def __init__(self, device: RtlDevice, offset: int, size: int) -> None:
-        self._device, self.offset = device, offset
-        self.device_address = BASE + offset
-        self.array: NDArray[np.uint8] = device.memory.array[offset : offset + size]
-        self.array[:] = 0  # may have been in use before
-
-    def flush(self, offset: int = 0, size: int | None = None) -> None:
-        pass
-
-    def invalidate(self, offset: int = 0, size: int | None = None) -> None:
-        pass
-
-    def close(self) -> None:
-        self._device._release(self)
 
 
 class RtlDevice(Device):
@@ -90,7 +67,7 @@ class RtlDevice(Device):
             library = build(hardware, formats, trace=waves, assertions=assertions, note=note)
         self._library = Library(library)
         self.memory = SimulatedMemory(self._library, memory_model or MemoryModel(), BASE, memory_bytes)
-        self._buffers: list[RtlBuffer] = []
+        self._buffers: list[PlainBuffer] = []
         self._max_cycles, self._begun = max_cycles, 0
         self._board = self._library.board_new(self.memory.handle)
         try:
@@ -113,14 +90,13 @@ class RtlDevice(Device):
         self._check_open()
         return int(self._library.board_cycles(self._board))
 
-    def allocate(self, size: int) -> RtlBuffer:
+    def allocate(self, size: int) -> PlainBuffer:
         self._check_open()
-        taken = ((buffer.offset, buffer.size) for buffer in self._buffers)
-        made = RtlBuffer(self, first_fit(taken, size, self.memory.size), size)
+        made = place(self, self.memory.array, self._buffers, size)
         self._buffers.append(made)
         return made
 
-    def _release(self, buffer: RtlBuffer) -> None:
+    def _release(self, buffer: PlainBuffer) -> None:
         if buffer in self._buffers:
             self._buffers.remove(buffer)
 

@@ -16,6 +16,7 @@ from accel.bundle import write_bundle
 from accel.config import Formats, hardware
 from accel.errors import DeviceError
 from accel.random_params import random_encoder
+from accel.routing import Schedule
 from hls_src.cases import small_program, write_frame, write_synthetic
 from host.backends.hls_build import HEADER, RACES, SANITIZE, SOURCES, WARNINGS, build, find_compiler, source_files
 from rtl_tb.engine_cases import CASES, random_program
@@ -64,19 +65,23 @@ def test_cases_from_the_command_line(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["identify", "small"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", [[], ["--threads"]], ids=["in turn", "threads"])
-def test_address_and_undefined_behaviour_sanitizers(compiler: str, tmp_path: Path, mode: list[str]) -> None:
+def test_address_and_undefined_behaviour_sanitizers(compiler: str, tmp_path: Path) -> None:
     program = build(CI, Formats(), flags=SANITIZE, bench=True)
     cases = write_cases(tmp_path)
-    for seed in range(10):
-        cases.append(tmp_path / f"random{seed}")
-        item = random_program(40_000 + seed, CI)
-        if all(command.schedule != 2 for command in item.commands):
-            write_synthetic(cases[-1], CI, item)
-        else:
-            cases.pop()
-    assert f"{len(cases)} cases, passed" in replay(program, *mode, *cases)
+    assert f"{len(cases)} cases, passed" in replay(program, *cases)
+
+
+@pytest.mark.slow
+def test_sanitizers_with_threads_and_random_programs(compiler: str, tmp_path: Path) -> None:
+    program = build(CI, Formats(), flags=SANITIZE, bench=True)
+    cases = write_cases(tmp_path)
+    assert f"{len(cases)} cases, passed" in replay(program, "--threads", *cases)
+    drawn = [random_program(40_000 + seed, CI) for seed in range(20)]
+    chosen = [item for item in drawn if all(command.schedule != Schedule.RESIDENT_FIRST for command in item.commands)]
+    for index, item in enumerate(chosen):
+        write_synthetic(tmp_path / f"random{index}", CI, item)
+    folders = [tmp_path / f"random{index}" for index in range(len(chosen))]
+    assert len(chosen) > 10 and f"{len(chosen)} cases, passed" in replay(program, *folders)
 
 
 @pytest.mark.slow

@@ -18,8 +18,9 @@ from accel.golden import GoldenEngine, run_frame
 from accel.random_params import random_encoder
 from accel.routing import Schedule
 from host.backends import open_device
-from host.backends.hls import BASE, HlsDevice
+from host.backends.hls import HlsDevice
 from host.backends.hls_build import build
+from host.backends.plain_memory import BASE
 from host.device import Reg
 from host.driver import Driver
 from host.runner import EncoderRunner

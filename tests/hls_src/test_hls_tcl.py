@@ -46,11 +46,12 @@ def test_synthesis(tmp_path: Path, preset: str) -> None:
     assert len(engine) == len(list((SOURCES / "engine").glob("*.cpp")))
 
 
-def test_cosimulation_and_export(tmp_path: Path) -> None:
-    lines = run("cosimulate.tcl", tmp_path, "ci")
+@pytest.mark.parametrize("preset", ["ci", "zcu104"])
+def test_cosimulation_and_export(tmp_path: Path, preset: str) -> None:
+    lines = run("cosimulate.tcl", tmp_path, preset)
     assert any(line.startswith("csim_design") for line in lines) and any("cosim_design" in line for line in lines)
     cosimulation = next(line for line in lines if line.startswith("cosim_design"))
     arguments = cosimulation.partition("-argv {")[2].partition("}")[0]
     for case in arguments.split():
         assert (Path(case) / "case.txt").is_file()
-    assert any("-format ip_catalog" in line for line in run("export.tcl", tmp_path, "ci"))
+    assert any("-format ip_catalog" in line for line in run("export.tcl", tmp_path, preset))

@@ -28,7 +28,8 @@ from accel.synthetic import SyntheticProgram, build_program, synthetic_layer
 from cli.main import main
 from host import simulated
 from host.backends import open_device
-from host.backends.rtl import BASE, RtlDevice
+from host.backends.plain_memory import BASE
+from host.backends.rtl import RtlDevice
 from host.backends.rtl_build import ROOT, build
 from host.backends.toolchain import find_toolchain
 from host.device import Reg
@@ -211,7 +212,7 @@ def registers(device, program: Program, addresses: list[int]) -> None:
 )  # fmt: skip
 def test_bad_commands_are_refused_as_golden_refuses_them(driver, bundle, monkeypatch, fields):
     """In the middle of a program: what comes before is complete, and nothing of what follows is written."""
-    monkeypatch.setattr("host.driver._check_program", lambda *_: None)
+    monkeypatch.setattr("host.driver.check_program", lambda *_: None)
     with driver.load(bundle) as loaded:
         program, expected, output = qkv_program(loaded)
         first, *rest = program.commands

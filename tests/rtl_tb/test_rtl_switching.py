@@ -11,7 +11,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import pytest
-from engine_programs import MODELS, EngineBench, layer_of, output_values, rtl_bench, tile_count
+from engine_backends import rtl_bench
+from engine_programs import MODELS, EngineBench, layer_of, tile_count
+from small_programs import output_values
 
 from accel import pack
 from accel.commands import Command, Flag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from accel.config import HARDWARE, hardware
+from accel.config import HARDWARE, hardware, to_dict
 from rtl_tb import netlist, synth
 from rtl_tb.netlist import NetlistError
 from rtl_tb.runner import RTL, package
@@ -168,10 +169,10 @@ def test_every_instance_of_the_engine_is_a_unit() -> None:
     assert [unit.name for unit in synth.units()] == [*names, synth.GLUE]
     assert len(set(names)) == len(names) > 15
     by_name = {unit.name: unit for unit in synth.units()}
-    assert by_name["sequencer"].parameters == (("UNITS", "7"),)
+    assert ("STYLE", '"ultra"') in by_name["weights"].parameters
     assert by_name["residual_rows"].parameters[0] == ("CAPACITY", "engine_pkg::RESIDUAL_LINES")
     stems = {path.stem for path in synth.sources(by_name["drain"], "ci")}
-    assert stems == {"m3vit_pkg", "engine_pkg", "drain", "fifo", "gelu_table", "ram_block", "requantize"}
+    assert stems == {"m3vit_pkg", "engine_pkg", "drain", "fifo", "gelu_table", "ram", "requantize"}
 
 
 def test_arrays_are_declared_as_memories() -> None:
@@ -262,3 +263,14 @@ def test_latch_and_memory_in_flip_flops_are_found(tmp_path) -> None:
 def test_command_line_refuses_an_unknown_unit(capsys) -> None:
     assert synth.main(["--hardware", "ci", "--units", "array,nothing"]) == 1
     assert capsys.readouterr().err.startswith("error: unit 'nothing': expected some of sequencer, ")
+
+
+def test_any_engine_of_a_file(tmp_path, capsys) -> None:
+    engine = dataclasses.replace(hardware("ci"), name="wide", tile_outputs=32)
+    unit = next(unit for unit in synth.units() if unit.name == "array")
+    generated = synth.sources(unit, engine)[0]
+    assert generated.parent.name.startswith("wide-w8a8-") and "TILE_OUTPUTS = 32" in generated.read_text()
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps(to_dict(dataclasses.replace(engine, ports=1, write_ports=1))))
+    assert synth.main(["--hardware", str(file), "--units", "array"]) == 1
+    assert capsys.readouterr().err == "error: hardware 'wide': ports = 1: expected at least 2 for the RTL engine\n"

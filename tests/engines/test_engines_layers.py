@@ -1,12 +1,13 @@
 """Every layer of every workload at its real size on the ``zcu104`` engine: all units and experts, random weights and
-data, queues of equal length and queues as trained routers make them."""
+data, queues of equal length and queues as trained routers make them. The same vectors on every engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from engine_programs import MODELS, EngineBench, rtl_bench
+from engine_backends import PARAMETERS, open_bench
+from engine_programs import MODELS, EngineBench
 
 from accel.commands import Flag
 from accel.config import NETWORKS, Config, hardware, network
@@ -21,16 +22,17 @@ from accel.synthetic import (
 )
 from rtl_tb.engine_cases import CASES, random_program
 
-pytestmark = [pytest.mark.verilator, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 ZCU104 = hardware("zcu104")
 LEAST = 10_000_000
 """Integers that must have been compared when all workloads are through."""
-COMPARED: dict[str, int] = {}
+COMPARED: dict[EngineBench, dict[str, int]] = {}
+"""Bench → workload → integers."""
 
 
-@pytest.fixture(scope="module")
-def bench(tools) -> Iterator[EngineBench]:
-    yield from rtl_bench("zcu104", max_cycles=20_000_000)
+@pytest.fixture(scope="module", params=PARAMETERS)
+def bench(request: pytest.FixtureRequest) -> Iterator[EngineBench]:
+    yield from open_bench(request.param, "zcu104")
 
 
 def layer_set(layers: list[Layer], seed: int) -> list[SyntheticLayer]:
@@ -67,17 +69,17 @@ def test_every_layer_of_a_frame(bench, name: str) -> None:
     for index, layers in enumerate(blocks(name).values()):
         record = bench.run(build_program([layer_set(layers, index)], ZCU104), MODELS["default"])
         assert record.counters["units"] >= sum(layer.units for layer in layers)
-    COMPARED[name] = bench.compared - before
-    print(f"{name}: {COMPARED[name]:,} integers")
+    COMPARED.setdefault(bench, {})[name] = bench.compared - before
+    print(f"{name}: {COMPARED[bench][name]:,} integers")
 
 
-def test_enough_was_compared() -> None:
-    assert set(COMPARED) == set(NETWORKS) and sum(COMPARED.values()) >= LEAST
+def test_enough_was_compared(bench) -> None:
+    assert set(COMPARED[bench]) == set(NETWORKS) and sum(COMPARED[bench].values()) >= LEAST
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_named(bench, name: str) -> None:
-    """The corner cases of ``test_rtl_engine`` on this engine, whose five slots and 48 lanes are other corners."""
+    """The corner cases of ``test_engines_cases`` on this engine, whose five slots and 48 lanes are other corners."""
     bench.run(CASES[name](ZCU104), MODELS["default"])
 
 

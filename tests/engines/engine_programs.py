@@ -6,17 +6,15 @@ one gets a new device.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accel import pack
-from accel.commands import Command, Opcode
-from accel.config import Formats, Hardware, hardware
+from accel.commands import Command
+from accel.config import Hardware
 from accel.errors import DeviceError
 from accel.functional import FunctionalEngine
 from accel.layers import Layer
@@ -28,7 +26,6 @@ from accel.registers import mask
 from accel.routing import Queue, Schedule
 from accel.synthetic import SyntheticProgram
 from host.backends.rtl import RtlDevice
-from host.backends.rtl_build import ROOT, build
 from host.backends.rtl_library import EVENT, EVENT_KINDS
 from host.device import Device, Reg
 
@@ -36,7 +33,6 @@ Array = NDArray[Any]
 Ranges = Sequence[tuple[int, int]]
 
 START, DONE, IDLE = (mask("AP_CTRL", name) for name in ("start", "done", "idle"))
-COVERAGE = os.environ.get("M3VIT_RTL_COVERAGE") == "1"
 BEATS = ("array_cycles", "gate_cycles")
 """Cycle counters that do not depend on time: what the array has to do."""
 EXACT = (*(slot.name for slot in COUNTERS if not slot.name.endswith("cycles")), *BEATS)
@@ -145,10 +141,19 @@ class EngineBench:
         self._device.close()
         self._device = self._open()
 
+    @property
+    def timed(self) -> bool:
+        """Whether the engine has a clock, and its memory can make it wait."""
+        return isinstance(self._device, RtlDevice)
+
     def use(self, model: MemoryModel) -> None:
-        """Let the memory behave like this from now on (simulated engines only)."""
+        """Let the memory behave like this from now on (engines with a clock only)."""
         if isinstance(self._device, RtlDevice):
             self._device.memory.configure(model)
+
+    def models(self, *names: str) -> list[MemoryModel]:
+        """These of :data:`MODELS`; one of them where memory takes no time."""
+        return [MODELS[name] for name in (names if self.timed else names[:1])]
 
     # ---- running
 
@@ -308,35 +313,3 @@ def check_cycles(record: Record) -> None:
     if jobs and record.error is ErrorCode.NONE:
         # Otherwise layers may follow that belong to no entry.
         assert jobs[-1]["boundary_idle"] == jobs[-1]["bytes_ahead"] == 0
-
-
-def rtl_bench(preset: str, *, assertions: bool = True, max_cycles: int = 4_000_000) -> Iterator[EngineBench]:
-    """A bench on the simulated board, for fixtures: fails at its end if it compared nothing. With M3VIT_RTL_COVERAGE=1
-    its line coverage is added to what the cocotb benches recorded."""
-    engine = hardware(preset)
-    library = build(engine, Formats(), assertions=assertions, coverage=COVERAGE)
-    opened: list[RtlDevice] = []
-
-    def open_device() -> Device:
-        # Pages are taken only as they are touched.
-        opened.append(RtlDevice(engine, Formats(), library=library, memory_bytes=1 << 30, max_cycles=max_cycles))
-        return opened[-1]
-
-    bench = EngineBench(open_device, engine)
-    yield bench
-    if COVERAGE:
-        folder = ROOT / "build" / "rtl_tb" / f"engine-{preset}-{os.getpid()}-{id(bench):x}-coverage"
-        folder.mkdir(parents=True, exist_ok=True)
-        opened[-1].write_coverage(folder / "coverage.dat")
-    bench.close()
-    print(f"{preset}: {bench.compared:,} integers compared")
-    assert bench.compared, "nothing was compared"
-
-
-def output_values(program: SyntheticProgram, memory: Array, index: int, engine: Hardware) -> Array:
-    """Output of the program's layer command ``index``, as integers."""
-    command = [item for item in program.commands if item.opcode in KINDS][index]
-    offset, size = program.outputs[index]
-    dtype = np.int8 if command.opcode is Opcode.LINEAR else np.int16
-    return pack.unpack_tokens(memory[offset : offset + size], command.tokens, command.outputs, dtype, engine)
-
