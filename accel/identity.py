@@ -51,5 +51,8 @@ def engine_hash(formats: dict[str, Any], hardware: dict[str, Any]) -> int:
 
 
 def build_hash(formats: dict[str, Any], hardware: dict[str, Any]) -> int:
-    """32-bit hash of everything an engine was built with, for benchmarks and logs; nothing is refused for it."""
+    """32-bit hash of everything an engine was built with, for benchmarks and logs.
+
+    No bundle is refused for it. Only an overlay whose engine is not the one that its manifest names is.
+    """
     return int(digest({"contract": contract(), "formats": formats, "hardware": hardware})[:8], 16)

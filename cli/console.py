@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DISTRIBUTION = "m3vit-codesign"
+LINE_SECONDS, LATEST_SECONDS = 5.0, 60.0
+"""Least time between two lines of progress in a log, and the time after which one comes between two tenths, too."""
 
 
 def tool_version() -> str:
@@ -50,11 +53,55 @@ def bars_hidden(quiet: bool = False) -> bool:
     return quiet or not sys.stderr.isatty()
 
 
+class LineProgress:
+    """Progress as lines on stderr, for logs: one per tenth of the work or per minute; none of what takes seconds."""
+
+    def __init__(self, total: int, description: str, unit: str = "it") -> None:
+        self.total, self.description, self.unit = total, description, unit
+        self.n = 0
+        self._first: int | None = None
+        self._began = self._said = time.monotonic()
+
+    def __enter__(self) -> LineProgress:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        pass
+
+    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
+        """A bar shows it; lines do not."""
+
+    def update(self, count: int = 1) -> None:
+        """``count`` more are done."""
+        self._first = self._first or 0
+        self.reach(self.n + count)
+
+    def reach(self, done: int) -> None:
+        """``done`` are done in all. If this is the first call, all but one were done before, as when a run goes on."""
+        if self._first is None:
+            self._first = self.n = done - 1
+        before, self.n, now = self.n, done, time.monotonic()
+        if self.total < 1 or now - self._said < LINE_SECONDS:
+            return
+        if 10 * done // self.total > 10 * before // self.total or now - self._said >= LATEST_SECONDS:
+            self._said = now
+            left = (now - self._began) * (self.total - done) / (done - self._first)
+            note(f"{self.description}: {done} of {self.total} {self.unit}s, {now - self._began:.0f} s"
+                 + (f", about {left:.0f} s left" if done < self.total else ""))  # fmt: skip
+
+
 def progress(total: int, description: str, unit: str = "it", quiet: bool = False) -> Any:
-    """A tqdm bar on stderr, to be used with ``with``; invisible when quiet or not on a terminal."""
+    """A tqdm bar on stderr, or lines where that is no terminal, to be used with ``with``; nothing when quiet."""
+    if bars_hidden() and not quiet:
+        return LineProgress(total, description, unit)
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=bars_hidden(quiet))
+    return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=quiet)
+
+
+def step_lines(stage: str, steps: int, quiet: bool) -> Callable[[int], None] | None:
+    """What to call after every training step, where no bar is shown; None where one is, or nothing shall be."""
+    return LineProgress(steps, f"training ({stage})", "step").reach if bars_hidden() and not quiet else None
 
 
 def _width(text: str) -> int:

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "experts": "cli.commands.experts",
     "trace": "cli.commands.trace",
     "simulate": "cli.commands.simulate",
+    "explore": "cli.commands.explore",
 }
 """Sub-command → module with a click command ``command``, in the order of the chain."""
 
@@ -45,6 +46,8 @@ EXTRAS: Mapping[str, str] = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxoptimizer": "export",
+    "optuna": "explore",
+    "joblib": "explore",
 }
 """Package that may be missing from a light installation → the extra that brings it."""
 
@@ -94,6 +97,7 @@ def m3vit() -> None:
     How fast, without an engine:
       m3vit trace build/b --out trace.npz                where tokens go, from the golden model
       m3vit simulate build/b --routing trace.npz         cycles and their causes, per layer
+      m3vit explore build/b --out build/search           engines that fit the device, and the fastest of them
     """
 
 
@@ -104,6 +108,16 @@ def _explain_missing(error: ModuleNotFoundError) -> str | None:
         return None
     extra = EXTRAS[package]
     return f"this needs {package}, which is not installed: pip install 'm3vit-codesign[{extra}]'"
+
+
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What newer versions of click raise where a command is missing; its message is the help page."""
+
+
+def _usage(error: click.ClickException) -> str:
+    """What is wrong with the command line, and where to read on."""
+    context = getattr(error, "ctx", None)
+    return f"{error.format_message().rstrip('.')}; see `{context.command_path if context else 'm3vit'} --help`"
 
 
 def _fail(message: object, code: int) -> int:
@@ -126,8 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(message, 1)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        if isinstance(error, _HELP):
+            error.show()
+            return error.exit_code
+        return _fail(_usage(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         print("m3vit: interrupted", file=sys.stderr)
         return 130

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel.config import Formats, Network, digest, to_dict
 from accel.errors import ConfigError
-from cli.console import bars_hidden, note
+from cli.console import bars_hidden, note, step_lines
 from cli.recipes import measure, open_split, recipe_network, restrict_to_windows
 from cli.training import (
     METRICS_FILE,
@@ -139,10 +139,16 @@ def train_recipe(
 
     float_fit = None
     if float_options:
-        float_fit = fit(model, train_set, float_options, run_dir, "float", device=place, resume=resume)
+        float_fit = fit(
+            model, train_set, float_options, run_dir, "float", device=place, resume=resume,
+            on_step=step_lines("float", steps, hush),
+        )  # fmt: skip
     note(progress_note("float", float_fit), hush)
 
-    quantized = finetune(model, train_set, run_dir, tuning, formats, device=place, resume=resume)
+    quantized = finetune(
+        model, train_set, run_dir, tuning, formats, device=place, resume=resume,
+        on_step=step_lines("qat", qat_steps, hush),
+    )  # fmt: skip
     note(progress_note("qat", quantized.fit), hush)
 
     metrics: dict[str, Any] = {}

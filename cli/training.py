@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from accel.atomic import atomic_write
 from accel.config import Formats, Network, digest, parse_json, to_dict
 from accel.errors import ConfigError, M3vitError
-from cli.console import bars_hidden, note
+from cli.console import bars_hidden, note, step_lines
 
 if TYPE_CHECKING:
     from torch import nn
@@ -152,7 +152,7 @@ def start_run(plan: Plan, resume: bool) -> None:
             found = parse_json(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot read: {error}") from error
-        _refuse_other(path, found if isinstance(found, dict) else {}, wanted)
+        refuse_other(path, found if isinstance(found, dict) else {}, wanted)
         return
     if plan.run_dir.exists() and not plan.run_dir.is_dir():
         raise ConfigError(f"{plan.run_dir}: expected a directory, found a file")
@@ -167,13 +167,13 @@ def start_run(plan: Plan, resume: bool) -> None:
     write_json(path, wanted)
 
 
-def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
+def refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
     for name in dict.fromkeys((*wanted, *found)):
         was, value = found.get(name), wanted.get(name)
         if was == value:
             continue
         if isinstance(value, dict) and isinstance(was, dict):
-            _refuse_other(path, was, value, f"{prefix}{name}.")
+            refuse_other(path, was, value, f"{prefix}{name}.")
         raise ConfigError(
             f"{path}: {prefix}{name}: this run was made with {was!r}, asked for {value!r}: "
             "use another folder, or --no-resume to start anew"
@@ -277,16 +277,25 @@ def train(
     models: dict[str, nn.Module] = {"float": model.to(place)}
     fits["float"] = None
     if float_options is not None:
-        fits["float"] = fit(model, train_set, float_options, plan.run_dir, "float", device=place, resume=resume)
+        fits["float"] = fit(
+            model, train_set, float_options, plan.run_dir, "float", device=place, resume=resume,
+            on_step=step_lines("float", plan.steps, hush),
+        )  # fmt: skip
     note(progress_note("float", fits["float"]), hush)
 
-    quantized = finetune(model, train_set, plan.run_dir, tuning, plan.formats, device=place, resume=resume)
+    quantized = finetune(
+        model, train_set, plan.run_dir, tuning, plan.formats, device=place, resume=resume,
+        on_step=step_lines("qat", plan.qat_steps, hush),
+    )  # fmt: skip
     models["qat"], fits["qat"] = quantized.model, quantized.fit
     note(progress_note("qat", quantized.fit), hush)
 
     if plan.twin and tuning is not None:
         twin = copy.deepcopy(model)  # with its expert windows
-        fits["twin"] = fit(twin, train_set, tuning, plan.run_dir, "twin", device=place, resume=resume)
+        fits["twin"] = fit(
+            twin, train_set, tuning, plan.run_dir, "twin", device=place, resume=resume,
+            on_step=step_lines("twin", plan.qat_steps, hush),
+        )  # fmt: skip
         models["twin"] = twin
         note(progress_note("twin", fits["twin"]), hush)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from accel.bundle import Bundle
 from accel.compiler import Job, RecordedFrame
+from accel.config import Config
 from accel.errors import ConfigError
 from accel.golden import FrameResult, GoldenEngine, run_frame
 from host.backends import open_device
@@ -210,7 +211,7 @@ class Bench:
                 }
                 for task, counters in per_task.items()
             },
-            "energy": _energy(idle, busy, sums, len(samples)),
+            "energy": _energy(idle, busy, sums, self.bundle.config, len(samples)),
             "mismatches": sum(item.mismatches for item in samples),
             "samples": [asdict(item) for item in samples],
         }
@@ -258,7 +259,7 @@ class Bench:
             "boundary_idle": sum(entry["boundary_idle"] for entry in entries),
             "compared": result.compared * self.repeat,
             "mismatches": mismatches,
-            "energy": _energy(idle, busy, sums, jobs * self.repeat),
+            "energy": _energy(idle, busy, sums, self.bundle.config, jobs * self.repeat),
         }
 
 
@@ -274,12 +275,12 @@ def _at_rest(meter: PowerMeter | None) -> Reading | None:
 
 
 def _energy(
-    idle: Reading | None, busy: Reading | None, counters: Mapping[str, int], jobs: int
+    idle: Reading | None, busy: Reading | None, counters: Mapping[str, int], config: Config, jobs: int
 ) -> dict[str, Any] | None:
     """A measurement where there is a meter, else an estimate, or None where there is nothing to base one on."""
     if idle is not None and busy is not None:
         return measured(idle, busy, jobs)
-    return estimate(counters, jobs, CLOCKS_MHZ)
+    return estimate(counters, config, jobs, CLOCKS_MHZ)
 
 
 def _engine_times(cycles: Sequence[float]) -> dict[str, Any] | None:

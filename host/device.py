@@ -75,10 +75,12 @@ class Device(Closing):
         hardware, formats: what the engine is believed to be built with; only its identity record proves
             it (:meth:`host.driver.Driver.identify`).
         simulated: no board is behind it: seconds are those of this machine, and power rails not the engine's.
+        build_hash: hash of everything that the engine was built with, where something vouches for it; else None.
     """
 
     name = "device"
     simulated = True
+    build_hash: int | None = None
 
     def __init__(self, hardware: Hardware, formats: Formats) -> None:
         self.hardware, self.formats = hardware, formats

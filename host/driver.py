@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel.bundle import Bundle
-from accel.commands import COMMAND_BYTES
 from accel.compiler import Program, identify_program, live_arena, place_weights
 from accel.errors import BundleError, DeviceError, DeviceTimeout
-from accel.limits import KINDS, EngineError, Limits
-from accel.memory_map import ARENA_ALIGNMENT, ArenaMap
+from accel.limits import Limits
+from accel.memory_map import ArenaMap
 from accel.record import ErrorCode, Record, empty_record, record_bytes
-from accel.registers import REGISTERS, mask
+from accel.registers import ARENAS, mask
 from host.device import Buffer, Closing, Device, Reg
-from host.faults import describe_error, describe_refusal
+from host.faults import describe_error
+from host.program_check import check_program
 
 Array = NDArray[Any]
 PlaceProgress = Callable[[str, int, int], None]
@@ -39,17 +39,29 @@ POLL_SECONDS = 0.05
 
 _START, _DONE, _IDLE = (mask("AP_CTRL", name) for name in ("start", "done", "idle"))
 _DONE_INTERRUPT = mask("ISR", "done")
-_ARENA_REGISTERS = tuple(
-    (item.offset, item.offset + 4) for item in REGISTERS if item.name.endswith("_LO")
-)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What an engine says it is."""
+    """What an engine says it is.
+
+    Attributes:
+        engine_hash: what bundles and programs must be made for.
+        build_hash: everything that it was built with.
+        record_version: layout of its records.
+    """
 
     engine_hash: int
+    build_hash: int
     record_version: int
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A program that has been checked and lies in its memory, ready to start; from :meth:`Driver.place`."""
+
+    program: Program
+    memory: Buffer
 
 
 class Run:
@@ -107,7 +119,11 @@ class Driver(Closing):
         self._interrupts_enabled = False
 
     def identify(self, timeout: float | None = DEFAULT_TIMEOUT) -> Identity:
-        """Ask the engine what it is, by a program of one command. Asked once, then remembered."""
+        """Ask the engine what it is, by a program of one command. Asked once, then remembered.
+
+        Raises:
+            DeviceError: it is not the engine that the device vouches for.
+        """
         if self._identity is None:
             program = identify_program()
             with self.device.allocate(program.arena.bytes) as memory:
@@ -115,7 +131,14 @@ class Driver(Closing):
                     header = self.start(program, memory).wait(timeout).header
                 finally:
                     self._release(memory)
-            self._identity = Identity(header["engine_hash"], header["version"])
+            identity = Identity(header["engine_hash"], header["build_hash"], header["version"])
+            expected = self.device.build_hash
+            if expected is not None and identity.build_hash != expected:
+                raise DeviceError(
+                    f"back end {self.device.name!r}: build_hash: expected {expected:#010x} of its manifest, found "
+                    f"{identity.build_hash:#010x} in the engine; load the overlay that the manifest is for"
+                )
+            self._identity = identity
         return self._identity
 
     def load(
@@ -129,7 +152,8 @@ class Driver(Closing):
             progress: called before each blob.
 
         Raises:
-            DeviceError: the engine is built for another configuration, or memory is exhausted.
+            DeviceError: the engine is built for another configuration, or is not the one that its manifest names;
+                memory is exhausted.
             BundleError: a blob is missing, damaged or of the wrong size.
         """
         config, identity = bundle.config, self.identify()
@@ -157,9 +181,22 @@ class Driver(Closing):
             DeviceError: another program runs, sizes or alignments do not fit, or the engine would refuse a
                 command; then no register has been written.
         """
-        if self._running is not None:
-            raise DeviceError("engine busy: expected the running program to be waited for, or a reset")
-        _check_program(program, memory, Limits(self.device.hardware))
+        self._check_free()
+        return self.launch(self.place(program, memory))
+
+    def place(self, program: Program, memory: Buffer) -> Placed:
+        """Everything of :meth:`start` that takes time: check a program and write it to its memory.
+
+        Another program may run meanwhile, in other memory: then the engine waits for the host only as long as
+        :meth:`launch` takes. Nothing else may be placed there before this one has ended.
+
+        Raises:
+            DeviceError: sizes or alignments do not fit, the engine would refuse a command, or a program runs in
+                ``memory``.
+        """
+        if self._running is not None and self._running.memory is memory:
+            raise DeviceError("memory: expected memory in which no program runs, found that of the running one")
+        check_program(program, memory, Limits(self.device.hardware))
         offsets = program.arena.offsets
         pieces = {
             "program": np.frombuffer(program.image, np.uint8),
@@ -168,20 +205,29 @@ class Driver(Closing):
         for name, data in pieces.items():
             memory.array[offsets[name] : offsets[name] + len(data)] = data
             memory.flush(offsets[name], len(data))
-        device = self.device
+        return Placed(program, memory)
+
+    def launch(self, placed: Placed) -> Run:
+        """Start a placed program; returns at once. Raises DeviceError if another one runs."""
+        self._check_free()
+        device, program, memory = self.device, placed.program, placed.memory
         control = device.read_register(Reg.AP_CTRL)  # also clears a done left over from another run
         if not control & _IDLE:
             raise DeviceError(f"AP_CTRL = {control:#x}: expected an idle engine; reset it")
         self._enable_interrupts()
-        for low, high in _ARENA_REGISTERS:
+        for low, high in ARENAS:
             device.write_register(low, memory.device_address & 0xFFFF_FFFF)
             device.write_register(high, memory.device_address >> 32)
-        device.write_register(Reg.PROGRAM, offsets["program"])
+        device.write_register(Reg.PROGRAM, program.arena.offsets["program"])
         device.write_register(Reg.COMMANDS, len(program.commands))
-        device.write_register(Reg.RECORD, offsets["record"])
+        device.write_register(Reg.RECORD, program.arena.offsets["record"])
         device.write_register(Reg.AP_CTRL, _START)
         self._running = Run(self, program, memory)
         return self._running
+
+    def _check_free(self) -> None:
+        if self._running is not None:
+            raise DeviceError("engine busy: expected the running program to be waited for, or a reset")
 
     def _enable_interrupts(self) -> None:
         if not self._interrupts_enabled:
@@ -261,6 +307,16 @@ class LoadedBundle(Closing):
         self.memory.invalidate(offset, size)
         return self.memory.array[offset : offset + size].copy()
 
+    def place(self, program: Program) -> Placed:
+        """Make a program that was compiled for this bundle and arena ready to start; see :meth:`Driver.place`."""
+        self._check(0, 0)
+        return self.driver.place(program, self.memory)
+
+    def launch(self, placed: Placed) -> Run:
+        """Start what :meth:`place` made ready; see :meth:`Driver.launch`."""
+        self._check(0, 0)
+        return self.driver.launch(placed)
+
     def start(self, program: Program) -> Run:
         """Start a program that was compiled for this bundle and arena; see :meth:`Driver.start`."""
         self._check(0, 0)
@@ -284,33 +340,3 @@ class LoadedBundle(Closing):
             self.driver._release(self.memory)
             self.driver._resident.remove(self)
             self.memory.close()
-
-
-def _check_program(program: Program, memory: Buffer, limits: Limits) -> None:
-    """Sizes, alignments and the spans of every command, before any register is written."""
-
-    def require(ok: bool, what: str, found: int, expected: str) -> None:
-        if not ok:
-            raise DeviceError(f"program: {what} = {found}: expected {expected}")
-
-    arena, address = program.arena, memory.device_address
-    aligned = f"a multiple of {ARENA_ALIGNMENT}"
-    require(address % ARENA_ALIGNMENT == 0, "arena address", address, aligned)
-    require(arena.bytes <= memory.size, "arena", arena.bytes, f"at most {memory.size} bytes")
-    for name in ("program", "record"):
-        offset = arena.offsets[name]
-        require(offset % COMMAND_BYTES == 0, f"{name} offset", offset, f"a multiple of {COMMAND_BYTES}")
-    sizes = {"program": len(program.image), "record": record_bytes(len(program.jobs))}
-    for name, size in sizes.items():
-        room = arena.sizes[name]
-        require(size <= room, f"{name} bytes", size, f"at most {room} in this arena")
-    # An engine knows no bounds: an operand that ends past the arena would reach foreign memory.
-    for index, command in enumerate(program.commands):
-        if command.opcode in KINDS:
-            try:
-                limits.check(command, arena.bytes)
-            except EngineError as error:
-                refusal = describe_refusal(error, index, program.commands, arena.bytes)
-                raise DeviceError(f"program: {refusal}") from None
-
-

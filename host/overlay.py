@@ -94,13 +94,17 @@ class Manifest:
     def engine_hash(self) -> int:
         return engine_hash(self.formats, self.hardware)
 
+    @property
+    def build_hash(self) -> int:
+        return build_hash(self.formats, self.hardware)
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON; the hashes are there for people and are checked when it is read."""
         return {
             "format": MANIFEST_FORMAT,
             "engine": self.engine,
             "engine_hash": f"{self.engine_hash:#010x}",
-            "build_hash": f"{build_hash(self.formats, self.hardware):#010x}",
+            "build_hash": f"{self.build_hash:#010x}",
             "hardware": to_dict(self.hardware),
             "formats": to_dict(self.formats),
             "tool": self.tool,
@@ -163,12 +167,13 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     except ConfigError as error:
         raise DeviceError(f"{where}: {error}") from error
     manifest = Manifest(data["engine"], hardware, formats, data["tool"], data["files"], data["reports"])
-    expected = manifest.to_dict()["engine_hash"]
-    if data.get("engine_hash") != expected:
-        raise DeviceError(
-            f"{where}: engine_hash = {data.get('engine_hash')}: expected {expected} for its own hardware and formats "
-            "under this version's rules; build the overlay anew"
-        )
+    own = manifest.to_dict()
+    for name in ("engine_hash", "build_hash"):
+        if data.get(name) != own[name]:
+            raise DeviceError(
+                f"{where}: {name} = {data.get(name)}: expected {own[name]} for its own hardware and formats under this "
+                "version's rules; build the overlay anew"
+            )
     return manifest
 
 

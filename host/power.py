@@ -1,9 +1,8 @@
 """Energy: measured on the board's power rails, or estimated from an engine's record. One never stands for the other.
 
-A measurement comes from the sensors that PYNQ finds on a ZCU104 (``pynq.get_rails``). Where there is no board, an
-estimate adds up what an engine of this size would draw: a share that flows whether it works or not, and a share per
-multiply-accumulate and per byte of DDR traffic. Every constant is a range, says where it comes from, and the result is
-a range too. Both kinds carry their name in ``kind``, so that nothing downstream can mix them.
+A measurement comes from the sensors that PYNQ finds on a ZCU104 (``pynq.get_rails``). Where there is no board, the
+model of ``accel/energy.py`` says what an engine that did so much in so many cycles would draw, as a range. Both kinds
+carry their name in ``kind``, so that nothing downstream can mix them.
 """
 
 from __future__ import annotations
@@ -13,83 +12,33 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from accel.config import Config
+from accel.energy import COVERS, ESTIMATE, constants_dict, estimate_energy
 from accel.errors import DeviceError
+from accel.layers import engine_layers
 from host.device import Closing, Device
 
-MEASURED, ESTIMATE = "measured", "estimate"
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A figure of the model.
-
-    Attributes:
-        low, high: its range.
-        unit: of both.
-        assumed: nobody measured it for this engine.
-        source: where the range comes from.
-    """
-
-    low: float
-    high: float
-    unit: str
-    assumed: bool
-    source: str
-
-
-STATIC = Constant(
-    3.5, 6.7, "W", False,
-    "readings of an idle ZCU104 in PYNQ's notebook zcu104_pmbus: rail INT alone, and all secondary rails together",
-)  # fmt: skip
-MAC = Constant(
-    2.0, 8.0, "pJ per 8-bit multiply-accumulate", True,
-    "assumed, stores, clocks and wiring included: a busy array of 0.92 TMAC/s lies on both sides of published engines",
-)  # fmt: skip
-DDR = Constant(
-    120.0, 320.0, "pJ per byte", True, "assumed: 15 to 40 pJ per bit of DDR4, controller and pins included",
-)  # fmt: skip
-MODEL: Mapping[str, Constant] = {"static": STATIC, "mac": MAC, "ddr": DDR}
-PUBLISHED_WATTS = (9.9, 14.5)
-"""Power of engines of this class: CoQMoE 0.064 J in 6.47 ms, M3ViT's estimate of 10 W, UbiMoE 0.296 J in 25.76 ms,
-Edge-MoE 14.5 W. A fully busy engine of the size ``zcu104`` must lie in the model's range with all of them."""
-
+MEASURED = "measured"
 TOTAL_RAIL, CORE_RAIL = "12V", "INT"
 """Rails of a ZCU104: what the board draws, and the core supply of the chip."""
 
 
-def estimate_joules(counters: Mapping[str, int], seconds: float) -> dict[str, tuple[float, float]]:
-    """Energy of a run by part, as (low, high), from the engine's counters and the time it took."""
-    moved = counters["bytes_read"] + counters["bytes_written"]
-    amounts = {"static": seconds, "mac": counters["macs"] * 1e-12, "ddr": moved * 1e-12}
-    return {name: (item.low * amounts[name], item.high * amounts[name]) for name, item in MODEL.items()}
+def estimate(
+    counters: Mapping[str, int], config: Config, jobs: int, clocks_mhz: Sequence[int]
+) -> dict[str, Any] | None:
+    """Estimated energy of ``jobs`` frames of ``config``, ready for JSON; None without a cycle count, and so a time.
 
-
-def estimate(counters: Mapping[str, int], jobs: int, clocks_mhz: Sequence[int]) -> dict[str, Any] | None:
-    """Estimated energy of ``jobs`` frames, ready for JSON; None without a cycle count, and so without a time.
-
-    Only the engine's programs count: what the host draws while it computes is in no model here.
+    The model is that of ``accel/energy.py``. Only the engine's programs count, whatever lay between them.
     """
-    if not counters.get("cycles") or jobs < 1:
+    layers = engine_layers(config) * jobs
+    found = {clock: estimate_energy(counters, layers, config.hardware, jobs, clock) for clock in clocks_mhz}
+    entries = {str(clock): item.per_frame() for clock, item in found.items() if item is not None}
+    if not entries:
         return None
-    clocks = {}
-    for clock in clocks_mhz:
-        seconds = counters["cycles"] / clock / 1e6
-        parts = estimate_joules(counters, seconds)
-        low, high = (sum(part[end] for part in parts.values()) for end in (0, 1))
-        clocks[str(clock)] = {
-            "joules_per_frame": [low / jobs, high / jobs],
-            "watts": [low / seconds, high / seconds],
-            "parts": {name: [value / jobs for value in part] for name, part in parts.items()},
-        }
-    return {
-        "kind": ESTIMATE,
-        "covers": "the engine's programs and its DDR traffic; not the processor",
-        "constants": {name: asdict(item) for name, item in MODEL.items()},
-        "per_clock_mhz": clocks,
-    }
+    return {"kind": ESTIMATE, "covers": COVERS, "constants": constants_dict(), "per_clock_mhz": entries}
 
 
 @dataclass(frozen=True)

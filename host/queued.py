@@ -3,7 +3,9 @@
 The driver runs one program at a time, and its caller waits. With a queue callers go on at once: a thread of its own
 starts every program as soon as the one before it has ended, woken by the interrupt. So frames and tasks flow: inputs of
 the next are placed, in the memory of another resident bundle, while this one is computed; or several threads each run
-frames of their own, and the host's share of one overlaps the engine's share of another::
+frames of their own, and the host's share of one overlaps the engine's share of another. Between two programs in
+different memories the engine waits only until the host has read the one's record and written the other's registers:
+the rest of a start (:meth:`host.driver.Driver.place`) is done when a program is submitted::
 
     with ProgramQueue(driver) as queue:
         runners = [EncoderRunner(queue.attach(loaded)) for loaded in bundles]  # one per thread
@@ -21,7 +23,7 @@ from accel.compiler import Program
 from accel.errors import DeviceError, DeviceTimeout
 from accel.record import Record
 from host.device import Closing
-from host.driver import DEFAULT_TIMEOUT, Driver, LoadedBundle
+from host.driver import DEFAULT_TIMEOUT, Driver, LoadedBundle, Placed
 
 Array = NDArray[Any]
 
@@ -31,7 +33,8 @@ class Submission:
 
     def __init__(self, loaded: LoadedBundle, program: Program, timeout: float | None) -> None:
         self.loaded, self.program, self.timeout = loaded, program, timeout
-        self._done = threading.Event()
+        self._done, self._ready = threading.Event(), threading.Event()
+        self._placed: Placed | None = None
         self._record: Record | None = None
         self._error: BaseException | None = None
 
@@ -57,6 +60,24 @@ class Submission:
         assert self._record is not None
         return self._record
 
+    def _place(self) -> None:
+        """Check the program and write it to its memory. What is wrong with it is said when its turn comes."""
+        try:
+            self._placed = self.loaded.place(self.program)
+        except BaseException as error:  # it belongs to whoever waits for this submission
+            self._error = error
+        finally:
+            self._ready.set()
+
+    def _run(self) -> Record:
+        """Run the program, in the queue's thread; those before it have ended."""
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        if self._placed is None:
+            self._placed = self.loaded.place(self.program)
+        return self.loaded.launch(self._placed).wait(self.timeout)
+
     def _end(self, record: Record | None, error: BaseException | None = None) -> None:
         self._record, self._error = record, error
         self._done.set()
@@ -71,6 +92,7 @@ class ProgramQueue(Closing):
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self._waiting: deque[Submission] = deque()
+        self._current: list[Submission] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="program queue", daemon=True)
@@ -88,8 +110,13 @@ class ProgramQueue(Closing):
         with self._changed:
             if self._closed:
                 raise DeviceError("queue: expected an open queue, found a closed one")
+            ahead = all(other.loaded.memory is not loaded.memory for other in (*self._waiting, *self._current))
             self._waiting.append(submission)
             self._changed.notify_all()
+        if ahead:
+            submission._place()
+        else:
+            submission._ready.set()  # its memory is in use until those before it have ended
         return submission
 
     def attach(self, loaded: LoadedBundle) -> QueuedBundle:
@@ -107,18 +134,23 @@ class ProgramQueue(Closing):
                 if not self._waiting:
                     return
                 submission = self._waiting.popleft()
+                self._current = [submission]
+            record, failure = None, None
             try:
-                submission._end(submission.loaded.run(submission.program, submission.timeout))
+                record = submission._run()
             except BaseException as error:  # it belongs to whoever waits for this submission
-                self._recover(submission, error)
+                failure = self._recover(error)
+            with self._changed:
+                self._current = []
+            submission._end(record, failure)
 
-    def _recover(self, submission: Submission, error: BaseException) -> None:
+    def _recover(self, error: BaseException) -> BaseException:
         """A clean engine for the next program, before anybody hears of the failure."""
         try:
             self.driver.reset()
         except DeviceError as problem:
             error.__context__ = problem
-        submission._end(None, error)
+        return error
 
     def close(self) -> None:
         """Wait for the program that runs; those that were not started fail. Closing twice is harmless."""

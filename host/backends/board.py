@@ -118,6 +118,7 @@ class BoardDevice(Device):
         self._engine: Any = None
         bit = Path(overlay) if overlay is not None else find_overlay(formats, hardware)
         self.manifest = check_overlay(bit, hardware, formats)
+        self.build_hash = self.manifest.build_hash
         self._pynq = _import_pynq()
         self._lock: IO[str] | None = _take(Path(lock) if lock is not None else lock_file())
         try:

@@ -32,6 +32,7 @@ from host.overlay import ENGINE, GPIO_DATA, INTERRUPTS, NAME, RESET, Slave, writ
 
 try:
     import pynq.interrupt
+    import pynq.ps
     from pynq.buffer import PynqBuffer
     from pynq.pl_server import embedded_device
     from pynq.pl_server.device import Device as PynqDevice
@@ -54,6 +55,7 @@ _CLOCK_REGISTER = 90 << 8 | 1 << 16
 """Reset value: as a PLL, 33.3 MHz times 90, halved."""
 _clock_registers: dict[int, int] = {}  # of the process: PYNQ keeps its clocks that long
 _linux_uio_irq = pynq.interrupt.get_uio_irq
+pynq.ps.CPU_ARCH = pynq.ps.ZU_ARCH  # PYNQ 3.0 asks the processor that it runs on, not the device, about clocks
 _PENDING, _ENABLED_PENDING, _ENABLE, _ACKNOWLEDGE, _SET, _CLEAR, _MASTER = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14, 0x1C
 """Registers of the AXI interrupt controller (PG099)."""
 

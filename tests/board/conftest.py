@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from board_programs import CI, FORMATS, NETWORK
 
 from accel.bundle import Bundle, write_bundle
+from accel.config import network
 from accel.errors import DeviceError
 from accel.random_params import random_encoder
 
@@ -19,6 +21,12 @@ from accel.random_params import random_encoder
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(tmp_path_factory.mktemp("bundles") / "board", random_encoder(NETWORK, seed=1), CI)
+
+
+@pytest.fixture(scope="session")
+def long_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One whose frames take long to simulate."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "long", random_encoder(network("m3vit-demo"), seed=1), CI)
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +50,8 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def verilated() -> Callable[[], Any]:
-    """Makes the verilated engine; the one that the tests of the back end ``rtl`` build as well."""
-    from host.backends.rtl import RtlDevice
+def verilated_library() -> Path:
+    """The verilated engine; the one that the tests of the back end ``rtl`` build as well."""
     from host.backends.rtl_build import build
     from host.backends.toolchain import find_toolchain
 
@@ -52,8 +59,15 @@ def verilated() -> Callable[[], Any]:
         find_toolchain()
     except DeviceError as error:
         pytest.skip(str(error))
-    library = build(CI, FORMATS, assertions=True)
-    return lambda: RtlDevice(CI, FORMATS, library=library, memory_bytes=64 << 20)
+    return build(CI, FORMATS, assertions=True)
+
+
+@pytest.fixture
+def verilated(verilated_library: Path) -> Callable[[], Any]:
+    """Opens the verilated engine."""
+    from host.backends.rtl import RtlDevice
+
+    return lambda: RtlDevice(CI, FORMATS, library=verilated_library, memory_bytes=64 << 20)
 
 
 @pytest.fixture

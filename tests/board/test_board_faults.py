@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,19 +16,23 @@ import pytest
 
 pynq = pytest.importorskip("pynq", reason="pynq is not installed; see `make test-pynq`")
 
-from board_programs import CI, FORMATS, one_layer, runs_correctly  # noqa: E402
+from board_programs import CI, FORMATS, NETWORK, one_layer, runs_correctly  # noqa: E402
 
-from accel.config import Formats, engine_hash, hardware  # noqa: E402
+from accel.bundle import write_bundle  # noqa: E402
+from accel.config import Formats, build_hash, engine_hash, hardware  # noqa: E402
 from accel.errors import DeviceError, DeviceTimeout  # noqa: E402
+from accel.random_params import random_encoder  # noqa: E402
+from accel.registers import mask  # noqa: E402
 from host.backends.board import lock_file  # noqa: E402
 from host.backends.golden import Faults, GoldenDevice  # noqa: E402
-from host.backends.sim_board import SimulatedBoard, write_overlay  # noqa: E402
+from host.backends.sim_board import write_overlay  # noqa: E402
 from host.device import Reg  # noqa: E402
 from host.driver import Driver  # noqa: E402
 from host.handoff import handoff  # noqa: E402
-from host.overlay import MANIFEST, write_manifest  # noqa: E402
+from host.overlay import ENGINE, MANIFEST, write_manifest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+IDLE = mask("AP_CTRL", "idle")
 
 
 # ---- the run itself
@@ -84,15 +90,15 @@ def test_hang_of_the_verilated_engine(rtl_board, bundle):
 
 
 def test_waiting_again_after_a_timeout(make_board, bundle):
-    board = make_board(GoldenDevice(CI, FORMATS, faults=Faults(delay=0.3)))
-    with board.open() as device, Driver(device) as driver:
-        driver.identify()
-        with driver.load(bundle) as loaded:
-            program, right = one_layer(loaded)
-            run = loaded.start(program)
-            with pytest.raises(DeviceTimeout):
-                run.wait(0.02)
-            assert run.wait(10) and right()
+    faults = Faults()
+    board = make_board(GoldenDevice(CI, FORMATS, faults=faults))
+    with board.open() as device, Driver(device) as driver, driver.load(bundle) as loaded:
+        program, right = one_layer(loaded)
+        faults.delay = 0.8
+        run = loaded.start(program)
+        with pytest.raises(DeviceTimeout):
+            run.wait(0.02)
+        assert run.wait(60) and right()
 
 
 def test_lost_interrupts_cost_time_but_no_run(make_board, bundle):
@@ -100,9 +106,7 @@ def test_lost_interrupts_cost_time_but_no_run(make_board, bundle):
     with board.open() as device, Driver(device) as driver, driver.load(bundle) as loaded:
         for _ in range(3):
             board.faults.lost_interrupts = 1
-            began = time.monotonic()
             assert runs_correctly(loaded)
-            assert time.monotonic() - began < 1.0
             assert board.faults.lost_interrupts == 0, "it was lost"
             assert runs_correctly(loaded)
 
@@ -124,29 +128,46 @@ def test_allocation_failure(board, bundle, twins):
 # ---- processes
 
 
-def held_by_another(lock: Path) -> subprocess.Popen[str]:
-    """A process that holds the board and has a program running on it."""
-    script = Path(__file__).with_name("hold_board.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(lock)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None and process.stdout.readline() == "running\n"
-    return process
+def busy(board) -> bool:
+    """Whether the engine runs, asked over the board's bus, because its simulation goes on meanwhile."""
+    found = board.device.read_registers(ENGINE.address + Reg.AP_CTRL, 4)
+    return not int.from_bytes(found, "little") & IDLE
 
 
-def test_second_process_is_refused_until_the_first_is_killed(board, bundle, tmp_path):
-    lock = tmp_path / "lock"
-    process = held_by_another(lock)
-    try:
-        with pytest.raises(DeviceError, match=f"in use by process {process.pid}: expected a free board"):
-            board.open(lock=lock)
-    finally:
-        process.kill()
-        process.wait(10)
-        assert process.stdout is not None
-        process.stdout.close()
-    with board.open(lock=lock) as device, Driver(device) as driver, driver.load(bundle) as loaded:
+def test_process_killed_in_mid_run_and_restarted(rtl_board, bundle, long_bundle, tmp_path):
+    """The board and its engine outlive the processes. While the first runs a program, a second is refused; then the
+    first is killed, and the engine goes on alone, writing to memory that is no longer anybody's. A process that starts
+    anew finds a board that works."""
+    from board_remote import serve
+
+    socket, lock = tmp_path / "socket", tmp_path / "lock"
+
+    def process(what: str, of: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("board_remote.py"), what, socket, rtl_board.bit, lock, of],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def ends(found: subprocess.Popen[str]) -> tuple[int, str, str]:
+        out, err = found.communicate(timeout=60)
+        return found.returncode, out, err
+
+    with serve(rtl_board, socket):
+        first = process("run", long_bundle.path)
+        assert first.stdout is not None
+        try:
+            assert first.stdout.readline() == "running\n" and busy(rtl_board)
+            code, out, err = ends(process("check", bundle.path))
+            assert (code, out) == (1, "")
+            assert err == f"board: in use by process {first.pid}: expected a free board; lock: {lock}\n"
+            assert busy(rtl_board), "nobody disturbed it"
+        finally:
+            first.kill()
+            first.communicate(timeout=60)
+        assert first.returncode == -signal.SIGKILL and busy(rtl_board)
+        assert ends(process("check", bundle.path)) == (0, "correct\n", "")
+    assert not busy(rtl_board) and rtl_board.allocated == 0
+    with rtl_board.open(lock=lock) as device, Driver(device) as driver, driver.load(bundle) as loaded:
         assert runs_correctly(loaded)
 
 
@@ -161,7 +182,7 @@ def test_engine_that_a_killed_process_left_running(rtl_board, bundle, download):
     time.sleep(0.02)
     atexit.unregister(lost.close)
     lost._unlock()  # all that the system does for a process that is killed, besides taking its memory
-    assert not rtl_board.engine.read_register(Reg.AP_CTRL) & 4, "running"
+    assert busy(rtl_board)
     with rtl_board.open(download=download) as device, Driver(device) as driver, driver.load(bundle) as loaded:
         assert runs_correctly(loaded)
 
@@ -192,7 +213,7 @@ def test_closing_stops_what_runs_before_the_memory_goes(make_board, bundle):
     loaded.start(program)
     device.close()
     device.close()
-    assert board.allocated == 0 and board.engine.read_register(Reg.AP_CTRL) & 4
+    assert board.allocated == 0 and board.engine.read_register(Reg.AP_CTRL) & IDLE
     for refused in (lambda: device.allocate(64), lambda: device.read_register(0), device.reset):
         with pytest.raises(DeviceError, match="found a closed one"):
             refused()
@@ -210,13 +231,29 @@ def test_wrong_bundle_is_refused_before_the_board_is_touched(board):
         board.open(hardware=hardware("zcu104"))
 
 
-def test_engine_that_is_not_what_its_manifest_says(bundle):
-    """The manifest fits the bundle, the engine's own identity does not: no weight is placed."""
-    engine = GoldenDevice(CI, Formats(weight_bits=6))
-    with SimulatedBoard(CI, FORMATS, backend=engine) as board, board.open() as device, Driver(device) as driver:
-        with pytest.raises(DeviceError, match="engine_hash: expected .* for the engine of back end 'board'"):
-            driver.load(bundle)
+@pytest.mark.parametrize(
+    "engine", [(CI, Formats(weight_bits=6)), (dataclasses.replace(CI, clock_mhz=200), FORMATS)],
+    ids=["other widths", "same widths, other build"],
+)  # fmt: skip
+def test_engine_that_is_not_what_its_manifest_says(make_board, bundle, engine):
+    """The manifest fits the bundle, the engine's own identity is another: no weight is placed."""
+    board = make_board(GoldenDevice(*engine))
+    with board.open(download=False) as device, Driver(device) as driver:
+        found = build_hash(engine[1], engine[0])
+        for _ in range(2):
+            with pytest.raises(DeviceError, match=f"build_hash: expected .* manifest, found {found:#010x}"):
+                driver.load(bundle)
         assert board.allocated == 0
+
+
+def test_bundle_for_another_engine(board, bundle, tmp_path):
+    """Overlay and engine agree; the bundle that is loaded next was exported for other hardware."""
+    other = write_bundle(tmp_path / "other", random_encoder(NETWORK, seed=1), dataclasses.replace(CI, max_tokens=40))
+    with board.open() as device, Driver(device) as driver, driver.load(bundle) as loaded:
+        held = board.allocated
+        with pytest.raises(DeviceError, match="engine_hash: expected .* for the engine of back end 'board'"):
+            driver.load(other)
+        assert board.allocated == held and runs_correctly(loaded)
 
 
 def _no_manifest(bit):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 pynq = pytest.importorskip("pynq", reason="pynq is not installed; see `make test-pynq`")
 
-from board_programs import one_layer, runs_correctly  # noqa: E402
+from board_programs import CI, one_layer, runs_correctly  # noqa: E402
 
-from accel.compiler import RecordedFrame  # noqa: E402
+from accel import pack  # noqa: E402
+from accel.compiler import RecordedFrame, compile_replay  # noqa: E402
 from accel.errors import DeviceError  # noqa: E402
 from accel.golden import GoldenEngine, run_frame  # noqa: E402
 from host.backends import open_device  # noqa: E402
@@ -162,3 +164,34 @@ def test_frames_and_tasks_flow_through_a_queue(rtl_board, bundle, frames):
             for task, stream_of_task in streams.items():
                 for found, wanted in zip(stream_of_task.result(), expected[task], strict=True):
                     assert (found.residual == wanted.residual).all()
+
+
+def test_chains_of_jobs_submitted_ahead(rtl_board, bundle, twins, frames):
+    """Chains of two bundles, tasks and frames in turn within each, all submitted before the first has ended."""
+    tasks = [TASKS[index % 2] for index in range(len(frames))]
+    with ExitStack() as stack:
+        device = stack.enter_context(rtl_board.open())
+        driver = stack.enter_context(Driver(device))
+        chains = []
+        for model in (bundle, twins):
+            recorded = [
+                RecordedFrame(task, frame, result.trace)
+                for task, frame, result in zip(tasks, frames, golden(model, frames, tasks), strict=True)
+            ]
+            program = compile_replay(model, recorded)
+            loaded = stack.enter_context(driver.load(model, program.arena))
+            for offset, data in program.placements:
+                loaded.write(offset, data)
+            chains.append((loaded, program))
+        queue = stack.enter_context(ProgramQueue(driver))
+        submitted = [queue.submit(loaded, program) for loaded, program in chains * 3]
+        assert not submitted[-1].done
+        for submission in submitted:
+            record = submission.wait(60)
+            assert len(record.jobs) == len(frames)
+        for loaded, program in chains:
+            for item in program.expected:
+                tokens, width = item.values.shape
+                size = pack.token_bytes(tokens, width, item.values.dtype.itemsize, CI)
+                found = pack.unpack_tokens(loaded.read(item.offset, size), tokens, width, item.values.dtype.type, CI)
+                assert (found == item.values).all()

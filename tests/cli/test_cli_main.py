@@ -16,7 +16,7 @@ from accel.config import HARDWARE, NETWORKS, network_from_dict, to_dict
 from accel.errors import ConfigError
 from cli import main as cli_main
 from cli.arguments import parse_hardware, parse_network, with_routing
-from cli.console import emit_json, table, tool_version
+from cli.console import emit_json, progress, step_lines, table, tool_version
 
 Run = Callable[..., Outcome]
 
@@ -41,10 +41,20 @@ def test_version(m3vit: Run) -> None:
     assert outcome.code == 0 and tool_version() in outcome.out
 
 
-@pytest.mark.parametrize("arguments", ["fly", "export --wings", "train", "train --out x --steps a"])
-def test_wrong_usage_exits_with_2(m3vit: Run, arguments: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("fly", "No such command 'fly'; see `m3vit --help`"),
+        ("experts fly", "No such command 'fly'; see `m3vit experts --help`"),
+        ("export --wings", "see `m3vit export --help`"),
+        ("train", "Missing option '--out'; see `m3vit train --help`"),
+        ("train --out x --steps a", "'a' is not a valid integer; see `m3vit train --help`"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exits_with_2(m3vit: Run, arguments: str, says: str) -> None:
     outcome = m3vit(*arguments.split())
-    assert outcome.code == 2 and outcome.out == "" and "Usage: m3vit" in outcome.err
+    assert outcome.code == 2 and outcome.out == "" and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("m3vit: error: ") and says in outcome.err
 
 
 def test_no_command_shows_the_help(m3vit: Run) -> None:
@@ -170,6 +180,56 @@ def test_table_aligns_numbers_to_the_right() -> None:
         "long name  12,345  150.00",
         "none            1       –",
     ]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The time that the progress sees: ``clock["now"]``."""
+    time = {"now": 0.0}
+    monkeypatch.setattr("cli.console.time.monotonic", lambda: time["now"])
+    return time
+
+
+def test_progress_in_a_log(clock: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    """A line per tenth, none within five seconds of another, one after a minute in any case."""
+    with progress(40, "verify", "frame") as bar:
+        bar.set_postfix_str("blob")
+        for now, count in ((3, 3), (10, 1), (20, 4), (21, 4), (30, 9), (31, 1), (89, 1), (91, 1), (100, 16)):
+            clock["now"] = now
+            bar.update(count)
+    assert bar.n == 40 and capsys.readouterr().err.splitlines() == [
+        "verify: 4 of 40 frames, 10 s, about 90 s left",
+        "verify: 8 of 40 frames, 20 s, about 80 s left",
+        "verify: 21 of 40 frames, 30 s, about 27 s left",
+        "verify: 24 of 40 frames, 91 s, about 61 s left",
+        "verify: 40 of 40 frames, 100 s",
+    ]
+
+
+def test_work_of_seconds_says_nothing_in_a_log(
+    clock: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for total in (5, 0):
+        with progress(total, "fast") as bar:
+            clock["now"] += 4.9
+            bar.update(5)
+    assert capsys.readouterr().err == ""
+
+
+def test_training_in_a_log(
+    clock: dict[str, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = step_lines("qat", 100, False)
+    assert says is not None
+    for done in range(85, 101):  # a run that goes on at step 84
+        clock["now"] += 2.0
+        says(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "training (qat): 90 of 100 steps, 12 s, about 20 s left", "training (qat): 100 of 100 steps, 32 s"
+    ]  # fmt: skip
+    assert step_lines("qat", 100, True) is None
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert step_lines("qat", 100, False) is None, "there is a bar"
 
 
 def test_json_refuses_what_json_cannot_hold() -> None:

@@ -150,7 +150,7 @@ def test_errors_in_the_record_are_decoded(driver, bundle, monkeypatch, fields, p
     with driver.load(bundle) as loaded:
         program, expected, output = qkv_program(loaded)
         with monkeypatch.context() as patch:
-            patch.setattr("host.driver._check_program", lambda *_: None)
+            patch.setattr("host.driver.check_program", lambda *_: None)
             run = loaded.start(changed(program, **fields))
         for _ in range(2):
             with pytest.raises(DeviceError, match=pattern):
@@ -286,3 +286,19 @@ def test_damaged_blob_leaves_no_memory_behind(driver, device, tmp_path, bundle):
     with pytest.raises(BundleError, match=r"expert\.003\.bin: SHA-256"):
         driver.load(copy)
     assert device._free == free
+
+
+def test_place_ahead(driver, bundle, other_bundle, device):
+    """A program is placed while another runs, in memory of its own, and launched when that one has ended."""
+    with driver.load(bundle) as one, driver.load(other_bundle) as other:
+        first, _, _ = qkv_program(one)
+        second, expected, output = qkv_program(other)
+        device.faults.delay = 0.2
+        run = one.start(first)
+        with pytest.raises(DeviceError, match="memory: expected memory in which no program runs"):
+            one.place(first)
+        placed = other.place(second)
+        with pytest.raises(DeviceError, match="engine busy"):
+            other.launch(placed)
+        assert run.wait(10).jobs
+        assert other.launch(placed).wait(10).jobs and (output() == expected).all()

@@ -9,19 +9,16 @@ from typing import Any
 
 import pytest
 
-from accel.config import Formats, hardware
+from accel.config import Config, Formats, hardware, network
+from accel.energy import CONSTANTS, ESTIMATE
 from accel.errors import DeviceError
 from host.backends.golden import GoldenDevice
 from host.phases import PHASES, PhaseClock
 from host.power import (
-    ESTIMATE,
     MEASURED,
-    MODEL,
-    PUBLISHED_WATTS,
     RailMeter,
     Reading,
     estimate,
-    estimate_joules,
     measured,
     open_meter,
 )
@@ -113,31 +110,26 @@ def test_no_meter_without_a_board(rails: dict[str, Any], monkeypatch: pytest.Mon
         assert open_meter(board) is None
 
 
-COUNTERS = {"cycles": 300_000, "macs": 900_000_000, "bytes_read": 14_000_000, "bytes_written": 400_000}
+COUNTERS = {
+    "cycles": 300_000, "array_cycles": 250_000, "macs": 900_000_000, "bytes_read": 14_000_000,
+    "weight_bytes": 9_000_000, "bytes_written": 400_000,
+}  # fmt: skip
 
 
 def test_estimate_is_a_range_with_sources() -> None:
-    found = estimate(COUNTERS, 2, (300, 200))
-    assert found is not None and found["kind"] == ESTIMATE
+    config = Config(network("m3vit-demo"))
+    found = estimate(COUNTERS, config, 2, (300, 200))
+    assert found is not None and found["kind"] == ESTIMATE and set(found["constants"]) == set(CONSTANTS)
     fast, slow = (found["per_clock_mhz"][clock] for clock in ("300", "200"))
-    assert fast["joules_per_frame"][0] < fast["joules_per_frame"][1]
+    for entry in (fast, slow):
+        low, high = entry["joules_per_frame"]
+        assert 0 < low < high
+        assert low == pytest.approx(sum(part[0] for part in entry["parts"].values()))
+        assert high == pytest.approx(sum(part[1] for part in entry["parts"].values()))
     assert slow["joules_per_frame"][0] > fast["joules_per_frame"][0], "more time, more static energy"
-    parts = estimate_joules(COUNTERS, 1e-3)
-    assert parts["static"] == pytest.approx((3.5e-3, 6.7e-3))
-    assert parts["mac"] == pytest.approx((1.8e-3, 7.2e-3)) and parts["ddr"] == pytest.approx((1.728e-3, 4.608e-3))
-    assert fast["joules_per_frame"][1] == pytest.approx(sum(part[1] for part in parts.values()) / 2)
-    for constant in MODEL.values():
-        assert 0 < constant.low < constant.high and constant.source
-        assert constant.assumed == constant.source.startswith("assumed")
-    assert estimate({**COUNTERS, "cycles": 0}, 2, (300,)) is None
-
-
-def test_published_engines_lie_in_the_range() -> None:
-    """A busy array of the large engine with its memory at 14.4 GB/s, for a second."""
-    macs = hardware("zcu104").macs_per_cycle * 300_000_000
-    parts = estimate_joules({"macs": macs, "bytes_read": 14_400_000_000, "bytes_written": 0}, 1.0)
-    low, high = (sum(part[end] for part in parts.values()) for end in (0, 1))
-    assert low < min(PUBLISHED_WATTS) and max(PUBLISHED_WATTS) < high
+    assert slow["watts"][1] < fast["watts"][1], "the same work in more time"
+    assert slow["parts"]["mac"] == fast["parts"]["mac"]
+    assert estimate({**COUNTERS, "cycles": 0}, config, 2, (300,)) is None
 
 
 def test_measurement_as_json() -> None:

@@ -34,12 +34,12 @@ def driver(device):
 def test_submitting_does_not_wait_and_keeps_the_order(device, driver, bundle, other_bundle):
     with driver.load(bundle) as one, driver.load(other_bundle) as other, ProgramQueue(driver) as queue:
         work = [qkv_program(loaded) for loaded in (one, other)]
-        device.faults.delay = 0.05
-        began = time.monotonic()
+        driver.identify()
+        device.faults.delay = 0.5
         turns = [(one, work[0][0]), (other, work[1][0])] * 3
         submitted = [queue.submit(loaded, program) for loaded, program in turns]
-        assert time.monotonic() - began < 0.05
-        assert len(queue) >= 4 and not submitted[-1].done
+        assert len(queue) >= 4 and not any(item.done for item in submitted)
+        device.faults.delay = 0.01
         ends = []
         for submission in submitted:
             submission.wait(10)
@@ -115,3 +115,42 @@ def test_closing_drops_what_has_not_started(device, driver, bundle):
                 late()
         attached.close()
         assert loaded.run(program).jobs and (output() == expected).all(), "the driver is free again"
+
+
+def test_placed_while_another_runs(device, driver, bundle, other_bundle, monkeypatch):
+    """Of a program in other memory only the launch is left when its turn comes; in the same memory, everything."""
+    placed = []
+    place = Driver.place
+
+    def noticed(self, program, memory):
+        placed.append((threading.current_thread().name, memory))
+        return place(self, program, memory)
+
+    monkeypatch.setattr(Driver, "place", noticed)
+    with driver.load(bundle) as one, driver.load(other_bundle) as other, ProgramQueue(driver) as queue:
+        work = {id(loaded): qkv_program(loaded) for loaded in (one, other)}
+        driver.identify()
+        placed.clear()
+        device.faults.delay = 0.2
+        here, there = threading.current_thread().name, "program queue"
+        submitted = [queue.submit(loaded, work[id(loaded)][0]) for loaded in (one, other, one)]
+        assert not any(item.done for item in submitted)
+        assert placed == [(here, one.memory), (here, other.memory)], "the third waits for the first one's memory"
+        for item in submitted:
+            assert item.wait(10).jobs
+        assert placed[2:] == [(there, one.memory)]
+        for _, expected, output in work.values():
+            assert (output() == expected).all()
+
+
+def test_memory_closed_before_its_turn(device, driver, bundle, other_bundle):
+    with driver.load(bundle) as one, ProgramQueue(driver) as queue:
+        other = driver.load(other_bundle)
+        programs = [qkv_program(loaded)[0] for loaded in (one, other)]
+        device.faults.delay = 0.2
+        first, second = (queue.submit(*pair) for pair in zip((one, other), programs, strict=True))
+        other.close()
+        assert first.wait(10).jobs
+        with pytest.raises(DeviceError, match="expected a loaded bundle, found a closed one"):
+            second.wait(10)
+        assert queue.submit(one, programs[0]).wait(10).jobs
