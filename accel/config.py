@@ -309,6 +309,33 @@ class Hardware:
         return self.ports * self.burst_bytes
 
 
+def demands(network: Network, engine: Hardware) -> list[tuple[str, int, str]]:
+    """What a network asks of the buffers of an engine with this array: (what, how much, the field that limits it)."""
+    groups = math.ceil(network.embed_dim / engine.tile_outputs)
+    hidden_groups = math.ceil(network.unit_hidden / engine.tile_outputs)
+    gate_groups = math.ceil(network.experts / engine.tile_outputs)
+    width_rows, hidden_rows = network.embed_dim // engine.tile_inputs, network.unit_hidden // engine.tile_inputs
+    asked = [
+        ("tokens", network.tokens, "max_tokens"),
+        ("embed_dim", network.embed_dim, "max_width"),
+        ("experts", network.experts, "max_experts"),
+        ("top_k", network.top_k, "max_top_k"),
+        ("embed_dim", network.embed_dim, "max_inputs"),
+        ("patch_dim", network.patch_dim, "max_inputs"),
+        ("unit_hidden", network.unit_hidden, "max_hidden"),
+        ("unit rows", hidden_groups * width_rows + groups * hidden_rows, "slot_rows"),
+        ("unit parameter groups", hidden_groups + groups, "slot_groups"),
+        ("gate rows", gate_groups * width_rows, "slot_rows"),
+        ("gate parameter groups", gate_groups, "slot_groups"),
+    ]
+    if network.patch_dim > engine.max_width:
+        # Patch rows wider than the activation store stream past weights that must all be on chip.
+        asked.append(("patch embedding rows", groups * math.ceil(network.patch_dim / engine.tile_inputs), "slot_rows"))
+    widest = max(network.embed_dim, network.patch_dim)
+    asked.append(("rows of one output tile", widest // engine.tile_inputs, "slot_rows"))
+    return asked
+
+
 @dataclass(frozen=True)
 class Config:
     """A network, its number formats and the engine it runs on, checked against each other."""
@@ -320,40 +347,12 @@ class Config:
     def __post_init__(self) -> None:
         net, hw = self.network, self.hardware
         where = f"network {net.name!r} on hardware {hw.name!r}"
-
-        def fits(name: str, value: int, limit: int, limit_name: str) -> None:
-            _require(value <= limit, where, name, value, f"at most {limit_name} = {limit}")
-
-        fits("tokens", net.tokens, hw.max_tokens, "max_tokens")
-        fits("embed_dim", net.embed_dim, hw.max_width, "max_width")
-        fits("experts", net.experts, hw.max_experts, "max_experts")
-        fits("top_k", net.top_k, hw.max_top_k, "max_top_k")
         for name in ("embed_dim", "unit_hidden", "patch_dim"):
             value = getattr(net, name)
             _require(value % hw.tile_inputs == 0, where, name, value, f"a multiple of tile_inputs = {hw.tile_inputs}")
-        fits("embed_dim", net.embed_dim, hw.max_inputs, "max_inputs")
-        fits("patch_dim", net.patch_dim, hw.max_inputs, "max_inputs")
-        fits("unit_hidden", net.unit_hidden, hw.max_hidden, "max_hidden")
-        fits("unit rows", self.unit_rows, hw.slot_rows, "slot_rows")
-        groups = math.ceil(net.unit_hidden / hw.tile_outputs) + math.ceil(net.embed_dim / hw.tile_outputs)
-        fits("unit parameter groups", groups, hw.slot_groups, "slot_groups")
-        gate_rows = math.ceil(net.experts / hw.tile_outputs) * (net.embed_dim // hw.tile_inputs)
-        fits("gate rows", gate_rows, hw.slot_rows, "slot_rows")
-        fits("gate parameter groups", math.ceil(net.experts / hw.tile_outputs), hw.slot_groups, "slot_groups")
-        tiles = math.ceil(net.embed_dim / hw.tile_outputs)
-        if net.patch_dim > hw.max_width:
-            # Patch rows wider than the activation store stream past weights that must all be on chip.
-            fits("patch embedding rows", tiles * math.ceil(net.patch_dim / hw.tile_inputs), hw.slot_rows, "slot_rows")
-        widest = max(net.embed_dim, net.patch_dim)
-        fits("rows of one output tile", widest // hw.tile_inputs, hw.slot_rows, "slot_rows")
-
-    @property
-    def unit_rows(self) -> int:
-        """Weight rows of one MLP or expert unit, W1 and W2 together."""
-        net, hw = self.network, self.hardware
-        first = math.ceil(net.unit_hidden / hw.tile_outputs) * (net.embed_dim // hw.tile_inputs)
-        second = math.ceil(net.embed_dim / hw.tile_outputs) * (net.unit_hidden // hw.tile_inputs)
-        return first + second
+        for name, value, limit_name in demands(net, hw):
+            limit = getattr(hw, limit_name)
+            _require(value <= limit, where, name, value, f"at most {limit_name} = {limit}")
 
     @property
     def name(self) -> str:

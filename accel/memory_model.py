@@ -38,6 +38,8 @@ from accel.identity import digest
 READ_ADDRESS, READ_DATA, WRITE_ADDRESS, WRITE_DATA, WRITE_RESPONSE = CHANNELS = ("ar", "r", "aw", "w", "b")
 """AXI channels, in the order of their bits in :meth:`MemoryModel.stalls`."""
 MAX_PORTS = 4
+CLOCK_MHZ = 300
+"""Clock of the engine whose cycles the figures below count."""
 
 
 def _require(condition: bool, field_name: str, found: object, expected: str) -> None:
@@ -126,6 +128,26 @@ class MemoryModel:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, ready for JSON."""
         return to_dict(self)
+
+    def at_clock(self, clock_mhz: int) -> MemoryModel:
+        """The same memory in cycles of an engine at another clock than :data:`CLOCK_MHZ`.
+
+        Times and rates of the DRAM stay as they are in ns and bytes per ns: a slower engine sees fewer cycles of it
+        and more bytes in each (rounded against it). Its own limit, a beat per port and cycle, is not in here.
+        """
+        if clock_mhz == CLOCK_MHZ:
+            return self
+
+        def cycles(count: int) -> int:
+            return -(-count * clock_mhz // CLOCK_MHZ)
+
+        rate = min(max(1, self.bytes_per_cycle * CLOCK_MHZ // clock_mhz), _LIMITS["bytes_per_cycle"][1])
+        return dataclasses.replace(
+            self, latency=cycles(self.latency), bytes_per_cycle=rate, bucket_bytes=max(rate, self.bucket_bytes),
+            refresh_period=cycles(self.refresh_period), refresh_cycles=cycles(self.refresh_cycles),
+            turnaround=cycles(self.turnaround), write_wait=cycles(self.write_wait),
+            write_latency=cycles(self.write_latency),
+        )  # fmt: skip
 
     def stalls(self) -> NDArray[np.uint32]:
         """The recorded pattern: for every cycle of the period, which handshakes are held back.

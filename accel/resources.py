@@ -1,7 +1,9 @@
 """What an engine takes of an UltraScale+ device, computed from its configuration.
 
-DSPs, block RAM and UltraRAM follow from the organisation of the array and of the memories (``docs/engine.md``) and are
-exact: ``make synth`` counts the same. LUTs are a fit to what it counts for the presets ``ci`` and ``zcu104``.
+DSPs, block RAM and UltraRAM follow from the organisation of the array and of the memories (``docs/engine.md``). LUTs
+are a fit, unit by unit, to what ``make synth`` counts for five engines: memories in LUTs, multiplexers and adders
+by their size, the rest by what a unit's logic is proportional to. ``docs/exploring.md`` has how well that foretells
+others.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ LIMITS = {"dsp": 0.98, "bram": 0.95, "uram": 0.95, "lut": 0.85}
 
 ADDRESS_DSP = 11
 """Multipliers that compute addresses and counts."""
+COUNT_DSP, COUNT_TOKENS = 2, 16
+"""Two more multiply by the tokens of a tile; up to 8 they fit into LUTs."""
 URAM_ROWS, URAM_BITS = 4096, 72
 _MODES = (
     (1, 129, ((1, 16384), (2, 8192), (4, 4096), (9, 2048), (18, 1024), (36, 512))),
@@ -53,11 +57,8 @@ _MODES = (
 
 CASCADE_BITS = 36
 """Width of a DSP's sum: a product of 27 × 8 bits, and one bit more."""
-_FIXED, _PER_OUTPUT = 21_856.0, 658.4
-"""LUTs of everything that ``resources`` does not itemize: of any engine, and per output of a tile.
-
-The line through what ``make synth`` finds for ``ci`` and ``zcu104``.
-"""
+GROUP_BITS = 38
+"""Of an output's bias and shift, as the drain keeps them."""
 
 
 def _bits(count: int) -> int:
@@ -85,43 +86,105 @@ def _block(width: int, depth: int) -> tuple[int, int]:
     return best[1], best[2]
 
 
+def _distributed(width: int, depth: int) -> int:
+    """LUTs of a memory in LUTs: RAM64M8 (7 bits, 64 deep) and RAM32M16 (14 bits, 32 deep), eight LUTs each."""
+    deep, rest = divmod(depth, 64)
+    blocks = (deep + (rest > 32)) * _ceil(width, 7)
+    return 8 * (blocks + (_ceil(width, 14) if 0 < rest <= 32 else 0))
+
+
+def _multiplexer(inputs: int) -> float:
+    """LUTs per bit of one that chooses among so many: four fit one LUT."""
+    return 0.0 if inputs < 2 else max(1.0, (inputs - 1) / 2)
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """The wide accumulators: whole multiples of an UltraRAM's depth there, the rest in block RAM.
+
+    Attributes:
+        bits: of a row. ultra: UltraRAMs behind each other. halves, deep: of the tail in block RAM, see ``_block``.
+    """
+
+    bits: int
+    ultra: int
+    halves: int
+    deep: int
+
+
+def _wide(hw: Hardware) -> _Wide:
+    bits = hw.tile_outputs * COMBINE_BITS
+    rows = hw.max_tokens * _ceil(hw.max_width, hw.tile_outputs)
+    ultra, rest = divmod(rows, URAM_ROWS)
+    return _Wide(bits, ultra, *(_block(bits, max(2, rest)) if rest else (0, 0)))
+
+
+def _lines(hw: Hardware) -> int:
+    """Lines of the input ring."""
+    return hw.max_tokens * _ceil(hw.max_width, hw.line_bytes)
+
+
+def luts(hw: Hardware) -> dict[str, float]:
+    """LUTs by unit of the engine; ``engine`` stands for the small ones that are the same in every engine."""
+    tokens, outputs, inputs, line = hw.tile_tokens, hw.tile_outputs, hw.tile_inputs, hw.line_bytes
+    sum_bits = _bits(hw.max_inputs * 128 * 127 + 1) + 1
+    cells = tokens // 2 * outputs
+    operand_lines = 1 << _bits(2 * _ceil(hw.max_inputs, line) + 1)
+    hidden_rows = 1 << _bits(_ceil(hw.max_hidden, outputs))
+    groups = hw.weight_slots * hw.slot_groups
+    wide = _wide(hw)
+    return {
+        "sequencer": 6790,
+        "reader": 199 + 20.1 * line,
+        "load": 2470 + 137 * hw.weight_slots,
+        "weights": 8 * hw.row_bytes * _multiplexer(_ceil(hw.weight_slots * hw.slot_rows, URAM_ROWS)),
+        "input_store": 8 * line * _multiplexer(_block(8 * line, _lines(hw))[1]),
+        "dispatch": 560 + 84 * tokens,  # and tiles, gather
+        "operand": tokens * (
+            _distributed(8 * line, operand_lines) + _distributed(8 * outputs, hidden_rows) + 3.4 * (line + outputs)
+        ),
+        # Adders behind every product but a cascade's first, accumulators, registers in LUTs that skew what comes in.
+        "array": CASCADE_BITS * cells * (inputs - 1) + 2 * cells * sum_bits
+        + max(0, inputs - 2) * (8 * outputs + 8.5 * tokens),
+        "drain": _distributed(GROUP_BITS * outputs, groups) + GROUP_BITS * outputs * _multiplexer(_ceil(groups, 64))
+        + outputs * (182 + sum_bits * _multiplexer(tokens)) + 62 * tokens,
+        "route": 2588 + hw.topk_lanes * (85 * hw.max_top_k + 183) + 14.4 * outputs + 4.76 * hw.max_experts,
+        "combine": COMBINE_BITS * outputs,
+        "wide": wide.bits * (_multiplexer(wide.ultra) + _multiplexer(wide.deep) + bool(wide.ultra and wide.deep)),
+        "finish": _distributed(8 * line, 2 * line) + _distributed(8 * line + 30, 32)
+        + _distributed(COMBINE_BITS * outputs, 8) + 260 + 6.25 * line + 35 * min(outputs, line // 2),
+        "linear_pack": 265 + 15 * line + 5 * outputs,
+        "store": 307 + 27.7 * line,
+        "engine": 620,
+    }  # fmt: skip
+
+
 def resources(hw: Hardware) -> Resources:
     """What an engine takes."""
     pairs, outputs = hw.tile_tokens // 2, hw.tile_outputs
-    slots = hw.weight_slots
-
-    # Wide accumulators: whole multiples of an UltraRAM's depth there, the rest in block RAM.
-    wide_bits = outputs * COMBINE_BITS
-    wide_rows = hw.max_tokens * _ceil(hw.max_width, outputs)
-    ultra_rows = wide_rows // URAM_ROWS * URAM_ROWS
-    tail, tail_deep = _block(wide_bits, max(2, wide_rows - ultra_rows)) if wide_rows > ultra_rows else (0, 0)
+    slots, wide = hw.weight_slots, _wide(hw)
+    # Of UltraRAM there is one organisation. Where several lie behind each other Yosys folds a narrow last column and
+    # takes up to that many less, with multiplexers.
     uram = _ceil(8 * hw.row_bytes, URAM_BITS) * _ceil(slots * hw.slot_rows, URAM_ROWS)
-    uram += _ceil(wide_bits, URAM_BITS) * (ultra_rows // URAM_ROWS)
+    uram += _ceil(wide.bits, URAM_BITS) * wide.ultra
 
     # Input ring; queues of nodes; logits of two tiles of tokens; a GELU table per output; the double buffer of LINEAR.
-    lines = hw.max_tokens * _ceil(hw.max_width, hw.line_bytes)
-    ring, ring_deep = _block(8 * hw.line_bytes, lines)
     node_bits = _bits(hw.max_tokens + 1) + _bits(hw.max_top_k)
     gate_rows = 1 << _bits(2 * hw.tile_tokens) + max(1, _bits(_ceil(hw.max_experts, outputs)))
     unit_lines = _ceil(hw.slot_groups * outputs, hw.line_bytes)
     pack_rows = 1 << 1 + _bits(hw.tile_tokens) + max(1, _bits(unit_lines))
     memories = [
+        (1, 8 * hw.line_bytes, _lines(hw)),
         (1, 16, 1 << node_bits),
         (1, node_bits, 1 << node_bits),
         (1, 32 * outputs, gate_rows),
         (outputs, 8, 256 * slots),
         (hw.ports, 8 * hw.port_bytes, pack_rows),
     ]
-    halves = tail + ring + sum(copies * _block(width, depth)[0] for copies, width, depth in memories)
-
-    # Adders behind every product but a cascade's first; behind every one of the combine unit.
+    halves = wide.halves + sum(copies * _block(width, depth)[0] for copies, width, depth in memories)
     in_dsp = CASCADE_BITS * pairs * outputs * (hw.tile_inputs - 1) + COMBINE_BITS * outputs
-    sum_bits = _bits(hw.max_inputs * 128 * 127 + 1) + 1
-    lut = _FIXED + _PER_OUTPUT * outputs + in_dsp
-    lut += 2 * pairs * outputs * sum_bits  # accumulators
-    lut += hw.tile_tokens * 8 * (hw.line_bytes + outputs)  # operand ring and hidden tile, with their multiplexers
-    lut += wide_bits * (bool(ultra_rows and tail) + max(0, tail_deep - 1)) + 8 * hw.line_bytes * (ring_deep - 1)
-    return Resources(pairs * outputs * hw.tile_inputs + outputs + ADDRESS_DSP, halves / 2, uram, round(lut), in_dsp)
+    dsp = pairs * outputs * hw.tile_inputs + outputs + ADDRESS_DSP + COUNT_DSP * (hw.tile_tokens >= COUNT_TOKENS)
+    return Resources(dsp, halves / 2, uram, round(sum(luts(hw).values())), in_dsp)
 
 
 def faults(hw: Hardware, device: Resources = ZCU104) -> list[str]:

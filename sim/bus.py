@@ -7,13 +7,17 @@ beat *moves* is a cycle of the memory; the engine sees it one cycle later.
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accel.memory_model import MAX_PORTS, MemoryModel
 from sim import latencies as c
 
 INFINITY = float("inf")
+EMPTY = 1e-6
+"""Bytes in the bucket that are none but for rounding."""
 
 
 class Held:
@@ -69,6 +73,26 @@ class Budget:
         self.level, self.at = self.size, 0.0
         self.closes = open_cycles - c.MEMORY_CLOCK_LEAD if self.refresh else INFINITY
         """Next refresh that has not been passed."""
+
+    def ends(self, count: int, size: int) -> NDArray[Any]:
+        """When each of ``count`` moves of ``size`` bytes ends that follow at once, from an empty bucket."""
+        found: NDArray[Any] = self.at + np.arange(1, count + 1) * (size / self.rate)
+        if self.closes < INFINITY:
+            passed = np.ceil(np.maximum(found - self.closes, 0.0) / (self.period - self.refresh))
+            found = found + passed * self.refresh
+        return found
+
+    def drained(self, time: float) -> None:
+        """Such moves have gone on until ``time``."""
+        self.level, self.at = 0.0, time
+        while self.closes < time:
+            self.closes += self.period
+
+    def leap(self, cycles: float) -> None:
+        """Refreshes come ``cycles`` earlier by the machine's own clock; the bucket is as full as it was."""
+        self.closes -= cycles
+        while self.closes + self.refresh <= self.at:
+            self.closes += self.period
 
     def move(self, time: float, cycles: float, size: float) -> tuple[float, float]:
         """Move ``size`` bytes, which takes ``cycles`` at least, from ``time`` on: begin and end."""

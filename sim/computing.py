@@ -6,10 +6,9 @@ from collections import deque
 
 import numpy as np
 
-from accel.routing import Schedule
 from sim import latencies as c
 from sim.bus import INFINITY
-from sim.reading import Reading
+from sim.leaping import Leaping
 from sim.shapes import Shape
 from sim.state import DRAIN, FINISHER, INPUT, LOADER, PACKER, ROUTE, ROWER, STORE, WEIGHTS, Entry, Process, Timed
 
@@ -17,7 +16,7 @@ STEADY = 8
 """Tiles after which a pass counts as periodic: more than are on their way between dispatch and issue."""
 
 
-class Computing(Reading):
+class Computing(Leaping):
     """And what is computed."""
 
     def _compute(self) -> Process:
@@ -50,6 +49,8 @@ class Computing(Reading):
                 starts: list[float] = []
                 item = yield from self._pass(entry, 0, -1, shape.tokens, item, 0.0, True, False, starts)
                 self._order(entry, starts, view)
+                while not entry.orders_known:
+                    yield
                 for position, (_, load, known, _) in enumerate(entry.orders):
                     settles = starts if position == 0 else None
                     for number in range(shape.units):
@@ -109,9 +110,19 @@ class Computing(Reading):
         pass_begin = -1.0
         overs = self.overs
         freed = 0  # tokens whose lines have been given back
+        even = False
         steady = 0  # full tiles in a row that nothing but the tile before held up
         may_skip = not gate and not linear and route is None and (moe or not final)
+        paced = not may_skip and self._paced(entry, tokens)
+        self.history.clear()
         while done < tokens:
+            if paced:
+                yield from self._pace(max(self.gather_over, overs[0]))
+                if not even:
+                    self.history.clear()
+                tiles = self._leap(entry, done, final, first_pass, cycles_full, work)
+                done += tiles * T
+                freed += tiles * T if final else 0
             if steady >= STEADY and may_skip and tokens - done >= (STEADY + 2) * T:
                 done += self._skip(entry, shape, (tokens - done) // T - STEADY, cycles_full, work, first_pass)
                 emitted, accepted, overs = self.emitted, accepted + self.skipped, self.overs
@@ -199,7 +210,8 @@ class Computing(Reading):
                     stretched = True
             # ---- why the array was idle
             gap = begin_beat - over_before - 1
-            steady = steady + 1 if gap <= 0 and not stretched and emit == overs[0] + 1 else 0
+            even = gap <= 0 and not stretched
+            steady = steady + 1 if even and emit == overs[0] + 1 else 0
             if gap > 0:
                 self._explain(
                     entry, over_before + 1, begin_beat, valid, weights_there if first else 0.0, there,
@@ -339,44 +351,6 @@ class Computing(Reading):
         start = starts[tile] - (count - 1 - lane) * shape.step
         chosen = start + shape.words + c.START_TO_LAST_WORD + c.WORD_TO_CHOSEN
         return chosen + c.CHOSEN_TO_WEIGHT + shape.words + shape.top_k - c.WALK_EVERY
-
-    def _order(self, entry: Entry, starts: list[float], view: float) -> None:
-        """Experts in the order of the schedule, and when each is known."""
-        shape = entry.shape
-        assert shape is not None
-        loads = entry.loads
-        last = starts[-1] + shape.words + c.START_TO_LAST_WORD + c.WORD_TO_CHOSEN + shape.top_k - 1
-        scan = last + c.CHOSEN_TO_ORDER
-        entry.route_end = scan + c.ORDER_TO_FIRST
-        used = [expert for expert, load in enumerate(loads) if load]
-        schedule = Schedule(entry.command.schedule)
-        if schedule is Schedule.LONGEST_FIRST:
-            used.sort(key=lambda expert: (-loads[expert], expert))
-            period = shape.experts + 3
-            for position, expert in enumerate(used):
-                entry.orders.append((expert, loads[expert], scan + 2 + period * (position + 1), False))
-        elif schedule is Schedule.RESIDENT_FIRST:
-            base = entry.command.weights // self.stripe_bytes
-            tags = {slot.tag for slot in self.slots}
-            resident = {
-                expert
-                for expert in used
-                if all(base + (expert * shape.units + u) * shape.unit_stripes in tags for u in range(shape.units))
-            }
-            asks = 0
-            for expert in used:
-                if expert in resident:
-                    entry.orders.append((expert, loads[expert], scan + c.ORDER_TO_FIRST + expert + 2 * asks + 1, True))
-                asks += 1
-            second = scan + c.ORDER_TO_FIRST + shape.experts + 2 * asks + 2
-            for expert in used:
-                if expert not in resident:
-                    entry.orders.append((expert, loads[expert], second + expert, False))
-        else:
-            for expert in used:
-                entry.orders.append((expert, loads[expert], scan + c.ORDER_TO_FIRST + expert, False))
-        entry.orders_known = True
-        self.wake |= LOADER
 
     def _first_beat(self, entry: Entry, time: float, gap: float) -> None:
         job = entry.job

@@ -102,7 +102,8 @@ class Fetching(State):
                 entry.retired = max(entry.pushed + c.PUSH_TO_VIEW + 2, before + c.RETIRE_TO_RETIRE)
                 last = self.job_last_beat.get(entry.job, -1.0)
                 self.ahead[entry.job] = sum(1 for time in self.job_arrivals.get(entry.job + 1, ()) if time <= last)
-                self.job_arrivals.pop(entry.job, None)
+                self.job_arrivals.pop(entry.job + 1, None)
+                self.jobs_over = entry.job + 1
             elif entry.written == INFINITY:
                 break
             else:

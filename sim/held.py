@@ -35,6 +35,8 @@ class _Burst:
 class HeldMachine(Machine):
     """:class:`sim.machine.Machine` with recorded stalls."""
 
+    leaps_allowed = False  # the pattern has a period of its own
+
     def __init__(
         self, commands: Sequence[Command], routing: Mapping[tuple[int, int], NDArray[Any]], hardware: Hardware,
         memory: MemoryModel, timeline: bool = False,
@@ -147,7 +149,7 @@ class HeldMachine(Machine):
                     queue.append(_Burst(number - (self.blocks - 1 - block), due, round(beats)))
 
     def _bus(self, time: float) -> None:
-        limit = min(self._next_take(), self._next_store(), self.next_ask)
+        limit = min(self._next_take(), self.store_at, self.next_ask)
         cycle = int(time)
         skipped = cycle - self.cycle
         if skipped > 0:

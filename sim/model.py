@@ -22,6 +22,7 @@ from accel.routing import Schedule
 from accel.usage import ExpertUsage
 from sim.held import HeldMachine
 from sim.machine import Machine
+from sim.policies import Policy
 from sim.results import Result, collect
 from sim.trace import RoutingTrace
 from sim.workload import Workload, workload
@@ -75,6 +76,7 @@ def simulate(
     *,
     names: Sequence[str] = (),
     timeline: bool = False,
+    policy: Policy | None = None,
 ) -> Result:
     """Run a program.
 
@@ -85,6 +87,7 @@ def simulate(
         memory: timing of the memory; the default is that of the RTL bench.
         names: of the layers of a job, for reports.
         timeline: keep begin and end of every load, pass and store.
+        policy: a schedule that the engine does not have (``sim.policies``); None: the one in the commands.
 
     Raises:
         ProgramError, DataError, ConfigError: see :func:`check_routing`, :func:`check_memory`, ``sim.shapes.shape_of``.
@@ -99,16 +102,20 @@ def simulate(
             shape_of(command, hardware)
     kind = HeldMachine if memory.stall_percent else Machine
     machine = kind(commands, routing, hardware, memory, timeline)
+    machine.policy = policy
     machine.run()
     return collect(machine, names)
 
 
 def simulate_workload(
-    work: Workload, hardware: Hardware, memory: MemoryModel | None = None, *, timeline: bool = False
-) -> Result:
+    work: Workload, hardware: Hardware, memory: MemoryModel | None = None, *, timeline: bool = False,
+    policy: Policy | None = None,
+) -> Result:  # fmt: skip
     """Run a workload of whole frames."""
     names = [layer.name for layer in work.layers]
-    return simulate(work.commands, work.routing, hardware, memory, names=names, timeline=timeline)
+    return simulate(
+        work.commands, work.routing, hardware, memory, names=names, timeline=timeline, policy=policy
+    )  # fmt: skip
 
 
 def simulate_frames(

@@ -1,15 +1,24 @@
-"""Plots of a result as SVG: roofline, cycles per layer, expert load. Written by hand: nothing to install."""
+"""Plots of a result as SVG: roofline, cycles per layer, expert load."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accel.atomic import atomic_write
 from sim.results import STALLS, LayerResult, Result
+from sim.svg import circle as _circle
+from sim.svg import document as _svg
+from sim.svg import line as _line
+from sim.svg import rect as _rect
+from sim.svg import text as _text
+
+if TYPE_CHECKING:
+    from sim.comparing import PolicyRow
+    from sim.scaling import ScalingRow
 
 COLOURS = {
     "ideal": "#4e79a7", "padding": "#a0cbe8", "stall_weights_cycles": "#e15759", "stall_input_cycles": "#f28e2b",
@@ -17,29 +26,6 @@ COLOURS = {
     "idle": "#bab0ac",
 }  # fmt: skip
 _KINDS = {"linear": "#4e79a7", "accumulate": "#59a14f", "mlp": "#f28e2b", "moe": "#e15759"}
-_FONT = "font-family='system-ui,sans-serif' font-size='11'"
-
-
-def _svg(width: float, height: float, body: Sequence[str], title: str) -> str:
-    head = (f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:.0f} {height:.0f}' width='{width:.0f}' "
-            f"height='{height:.0f}' {_FONT}>")  # fmt: skip
-    back = f"<rect width='{width:.0f}' height='{height:.0f}' fill='white'/>"
-    name = f"<text x='10' y='18' font-size='13' font-weight='600'>{escape(title)}</text>"
-    return "\n".join([head, back, name, *body, "</svg>", ""])
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", extra: str = "") -> str:
-    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' {extra}>{escape(text)}</text>"
-
-
-def _rect(x: float, y: float, width: float, height: float, colour: str, title: str = "") -> str:
-    inner = f"<title>{escape(title)}</title>" if title else ""
-    return (f"<rect x='{x:.1f}' y='{y:.1f}' width='{max(width, 0):.2f}' height='{height:.1f}' fill='{colour}'>"
-            f"{inner}</rect>")  # fmt: skip
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str = "#888", width: float = 1) -> str:
-    return f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{colour}' stroke-width='{width}'/>"
 
 
 def roofline(result: Result) -> str:
@@ -75,8 +61,7 @@ def roofline(result: Result) -> str:
         body.append(_line(*place(*start), *place(*end), "#222", 2))
     for intensity, speed, layer in points:
         x, y = place(intensity, speed)
-        body.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{_KINDS[layer.kind]}' fill-opacity='0.6'>"
-                    f"<title>{escape(layer.name)}: {speed:.0f} MAC/cycle</title></circle>")  # fmt: skip
+        body.append(_circle(x, y, 4, _KINDS[layer.kind], f"{layer.name}: {speed:.0f} MAC/cycle", 0.6))
     for row, (kind, colour) in enumerate(_KINDS.items()):
         body += [_rect(width - right + 12, top + 18 * row, 10, 10, colour),
                  _text(width - right + 28, top + 9 + 18 * row, kind)]  # fmt: skip
@@ -94,28 +79,45 @@ def parts_of(layer: LayerResult) -> dict[str, float]:
     return parts
 
 
-def layer_cycles(result: Result, job: int = 0) -> str:
-    """A bar per layer of one job, stacked by where its cycles went."""
-    layers = [layer for layer in result.layers if layer.job == job]
-    width, left, right, bar = 860.0, 120.0, 90.0, 13.0
-    height = 70.0 + bar * len(layers)
-    longest = max((sum(parts_of(layer).values()) for layer in layers), default=1.0) or 1.0
+def _stacked(rows: Sequence[tuple[str, dict[str, float], str]], title: str, right: float = 90.0) -> str:
+    """A bar per row, stacked by parts named as in :data:`COLOURS`: its label, its parts, what stands behind it."""
+    width, left, bar = 770.0 + right, 120.0, 13.0
+    height = 70.0 + bar * len(rows)
+    longest = max((sum(parts.values()) for _, parts, _ in rows), default=1.0) or 1.0
     body = []
-    for row, layer in enumerate(layers):
+    for row, (label, parts, behind) in enumerate(rows):
         y, x = 50.0 + bar * row, left
-        body.append(_text(left - 6, y + bar - 3, layer.name, "end"))
-        for name, cycles in parts_of(layer).items():
+        body.append(_text(left - 6, y + bar - 3, label, "end"))
+        for name, cycles in parts.items():
             span = cycles / longest * (width - left - right)
             if span > 0:
-                body.append(_rect(x, y, span, bar - 2, COLOURS[name], f"{layer.name}: {name} {cycles:,.0f}"))
+                body.append(_rect(x, y, span, bar - 2, COLOURS[name], f"{label}: {name} {cycles:,.0f}"))
             x += span
-        body.append(_text(x + 4, y + bar - 3, f"{layer.cycles:,.0f}"))
+        body.append(_text(x + 4, y + bar - 3, behind))
     x = left
     for name, colour in COLOURS.items():
         label = name.removeprefix("stall_").removesuffix("_cycles")
         body += [_rect(x, 28, 10, 10, colour), _text(x + 14, 37, label)]
         x += 26 + 7 * len(label)
-    return _svg(width, height, body, f"Cycles per layer of job {job}: {result.cycles:,} in all")
+    return _svg(width, height, body, title)
+
+
+def layer_cycles(result: Result, job: int = 0) -> str:
+    """A bar per layer of one job, stacked by where its cycles went."""
+    rows = [(layer.name, parts_of(layer), f"{layer.cycles:,.0f}") for layer in result.layers if layer.job == job]
+    return _stacked(rows, f"Cycles per layer of job {job}: {result.cycles:,} in all")
+
+
+def scaling_cycles(rows: Sequence[ScalingRow], title: str) -> str:
+    """A bar per number of experts, stacked by where the frame's cycles went, its on-chip memory behind it."""
+    bars = []
+    for row in rows:
+        parts: dict[str, float] = dict.fromkeys(COLOURS, 0.0)
+        for name, cycles in row.breakdown.items():
+            parts[name if name in parts else "idle"] += cycles
+        behind = f"{row.cycles:,} cycles, {row.bram:g} RAMB36 + {row.uram:g} URAM"
+        bars.append((f"{row.experts} experts", parts, behind))
+    return _stacked(bars, title, right=280.0)
 
 
 def expert_load(result: Result) -> str:
@@ -138,12 +140,41 @@ def expert_load(result: Result) -> str:
     return _svg(size, 65.0 + 16 * len(layers), body, "Tokens per expert")
 
 
-def save_plots(folder: str | os.PathLike[str], result: Result) -> list[Path]:
+def policy_cycles(rows: Sequence[PolicyRow]) -> str:
+    """A bar per policy; the part that its roofline allows is dark, a mark stands at that of the jobs one by one."""
+    left, span, bar = 100.0, 560.0, 18.0
+    longest = max(row.cycles for row in rows)
+    body = []
+    for number, row in enumerate(rows):
+        y, size = 50.0 + bar * number, row.cycles / longest * span
+        bound = min(row.cycles, row.roofline_cycles) / longest * span
+        jobs = row.cycles / (1 + row.over_jobs_roofline) / longest * span
+        body += [
+            _text(left - 6, y + 12, row.name, "end"),
+            _rect(left, y, size, bar - 4, COLOURS["padding"], f"{row.description}: {row.cycles:,} cycles"),
+            _rect(left, y, bound, bar - 4, COLOURS["ideal"], f"roofline: {row.roofline_cycles:,} cycles"),
+            _line(left + jobs, y - 2, left + jobs, y + bar - 2, COLOURS["stall_weights_cycles"], 1.5),
+            _text(left + max(size, jobs) + 6, y + 12, f"{row.cycles:,} ({row.ratio:.3f} × index), "
+                  f"{row.over_roofline:+.1%} over its roofline"),
+        ]  # fmt: skip
+    legend = "dark: roofline of the program; red: roofline of the jobs one by one"
+    body.append(_text(left, 40, legend))
+    return _svg(1000.0, 70.0 + bar * len(rows), body, "Cycles by policy")
+
+
+def save_plots(
+    folder: str | os.PathLike[str], result: Result, scaling: Sequence[ScalingRow] | None = None,
+    policies: Sequence[PolicyRow] | None = None,
+) -> list[Path]:  # fmt: skip
     """Write all plots to ``folder``; returns the files."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     files = []
     texts = {"roofline": roofline(result), "layers": layer_cycles(result), "experts": expert_load(result)}
+    if scaling is not None:
+        texts["scaling"] = scaling_cycles(scaling, "One frame at constant activated work")
+    if policies is not None:
+        texts["policies"] = policy_cycles(policies)
     for name, text in texts.items():
         files.append(target / f"{name}.svg")
         with atomic_write(files[-1]) as temporary:

@@ -1,17 +1,17 @@
-"""What is read: choice among sources, bursts in flight, weights into slots, rows (reader.sv, load.sv)."""
+"""What is read: choice among sources, bursts in flight, weights into slots, rows (reader.sv, load_decode.sv)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from accel.commands import Flag
 from sim import latencies as c
 from sim.bus import INFINITY
-from sim.state import COMMAND, COMPUTER, FETCHER, FINISHER, LOAD, RESIDUAL, ROWS, Entry, Process, Timed, Unit
-from sim.writing import Writing
+from sim.scheduling import Scheduling
+from sim.state import COMMAND, COMPUTER, FETCHER, FINISHER, LOAD, RESIDUAL, ROWS, Process, Unit
 
 
-class Reading(Writing):
+class Reading(Scheduling):
     """And what is read."""
 
     def _next_take(self) -> float:
@@ -60,7 +60,8 @@ class Reading(Writing):
                                            self.issue_time[(number - c.REQUESTS_PER_PORT) & 63] + 1)  # fmt: skip
         else:
             self.push_time[here] = time + c.TAKE_TO_PUSH
-        self._issue()
+        if self.issued - self.in_flight < self.served:
+            self._issue()
         if source == LOAD:
             unit, stripe = self.load_item
             self.reads.append((LOAD, unit, stripe, number, 0.0))
@@ -104,17 +105,6 @@ class Reading(Writing):
                 self.push_time[waiting & 63] = max(self.take_time[waiting & 63] + c.TAKE_TO_PUSH, issue + 1)
         self.issued = number
 
-    def _read_due(self) -> float:
-        """When the first beat of the next read may move."""
-        if not self.reads:
-            return INFINITY
-        item = self.reads[0]
-        if item[0] == COMMAND:
-            return item[4] + self.latency
-        if item[3] >= self.issued:
-            return INFINITY
-        return self.issue_time[item[3] & 63] + self.latency
-
     def _read(self, time: float) -> None:
         source, item, stripe, number, _ = self.reads.popleft()
         lines = self.stripe_lines
@@ -130,7 +120,8 @@ class Reading(Writing):
         self.end_ring[number & 63] = end
         self.served = number + 1
         self._count_reading(self.issue_time[number & 63] + 1, end + 1)
-        self._issue()
+        if self.issued < self.takes:
+            self._issue()
         slope = (end - begin) / lines
         first = begin + slope - 1 + c.MOVE_TO_LINE  # line 0 at the sink
         self._arrived(source, item, stripe, first, slope, end)
@@ -140,7 +131,8 @@ class Reading(Writing):
         if source == LOAD:
             self._deliver(item, stripe, first, slope)
             return
-        self.job_arrivals.setdefault(item.job, []).append(end + 2)
+        if item.job > self.jobs_over:
+            self._arrivals(item.job, [end + 2])
         if source == ROWS:
             item.input_times.append((first, slope))
             self.wake |= COMPUTER
@@ -153,7 +145,8 @@ class Reading(Writing):
         lines = self.stripe_lines
         low = stripe * lines
         last = first + (lines - 1) * slope
-        self.job_arrivals.setdefault(unit.expert >> 20, []).append(last)
+        if unit.expert >> 20 > self.jobs_over:
+            self._arrivals(unit.expert >> 20, [last])
         gelu, row, final = unit.spots
         if not stripe:
             self.decoder_late = 0.0
@@ -174,6 +167,11 @@ class Reading(Writing):
             unit.end = last
             self.wake |= COMPUTER
 
+    def _arrivals(self, job: int, times: Iterable[float]) -> None:
+        """Stripes of a job arrive. Of interest is only what comes before the end of the job before."""
+        if job > self.jobs_over:
+            self.job_arrivals.setdefault(job, []).extend(times)
+
     def _count_reading(self, begin: float, end: float) -> None:
         last = self.reading[-1] if self.reading else None
         if last is not None and begin <= last[1]:
@@ -182,127 +180,9 @@ class Reading(Writing):
         else:
             self.reading.append([begin, end])
 
-    def _load(self) -> Process:
-        index, advanced = 0, 0.0
-        while True:
-            while index >= len(self.entries):
-                self.ready[LOAD] = INFINITY
-                yield
-            entry = self.entries[index]
-            time = max(entry.pushed, advanced) + c.PUSH_TO_VIEW
-            index += 1
-            if entry.shape is None:
-                advanced = time
-                continue
-            shape, command = entry.shape, entry.command
-            self.source_entry[LOAD] = entry.index
-            if command.flags & Flag.NO_PREFETCH and entry.index:
-                self.ready[LOAD] = INFINITY
-                while self._computed_before(entry.index) == INFINITY:
-                    yield
-                time = max(time, self._computed_before(entry.index) + 2)
-            time += c.VIEW_TO_ACQUIRE
-            stripe_bytes = self.stripe_bytes
-            weights = command.weights // stripe_bytes
-            if shape.gated:
-                spots = (-1, shape.gate_first_line, shape.gate_last_line)
-                time = yield from self._load_unit(
-                    entry, -1, -1, command.gate // stripe_bytes, shape.gate_stripes, time, spots, False
-                )
-                position = 0
-                while True:
-                    self.ready[LOAD] = INFINITY
-                    while not entry.orders_known:
-                        yield
-                    expert, _, known, resident = entry.orders[position]
-                    time = max(time, known) + c.ORDER_TO_ACQUIRE
-                    for unit in range(shape.units):
-                        offset = weights + (expert * shape.units + unit) * shape.unit_stripes
-                        spots = (shape.gelu_line, shape.first_line, shape.last_line[unit])
-                        time = yield from self._load_unit(
-                            entry, expert, unit, offset, shape.unit_stripes, time, spots, resident
-                        )
-                    position += 1
-                    if position == len(entry.orders):
-                        break
-            else:
-                for unit in range(shape.units):
-                    gelu = shape.gelu_line if shape.gelu else -1
-                    spots = (gelu, shape.first_line, shape.last_line[unit])
-                    offset = weights + unit * shape.unit_stripes
-                    time = yield from self._load_unit(entry, 0, unit, offset, shape.unit_stripes, time, spots, False)
-            advanced = time - 1
-
-    def _load_unit(
-        self, entry: Entry, expert: int, unit: int, offset: int, stripes: int, time: float,
-        spots: tuple[int, int, int], resident: bool,
-    ) -> Timed:  # fmt: skip
-        """Acquire a slot and read a unit into it; returns when the loader may go on."""
-        self.ready[LOAD] = INFINITY
-        if resident:
-            slot = next(s for s in self.slots if s.tag == offset)
-            item = slot.held
-            assert item is not None
-            again = Unit(item.slot, unit, (entry.job << 20) | (expert & 0xFFFFF), time, spots)
-            again.gelu, again.first, again.last = item.gelu, item.first, item.last
-            slot.users += 1
-            entry.units.append(again)
-            self.wake |= COMPUTER
-            return time + 1
-        while True:
-            number, acquired = self._free_slot(time)
-            if number >= 0:
-                break
-            yield
-        slot = self.slots[number]
-        slot.tag = offset
-        slot.users += 1
-        self.candidate = (number + 1) % len(self.slots)
-        item = slot.held = Unit(number, unit, (entry.job << 20) | (expert & 0xFFFFF), acquired, spots)
-        entry.units.append(item)
-        self.wake |= COMPUTER
-        self.weight_stripes += stripes
-        entry.loaded += stripes
-        time = begin = acquired + c.ACQUIRE_TO_REQUEST
-        self.load_left, self.load_item = stripes, (item, 0)
-        self.ready[LOAD] = time
-        while self.load_left:
-            self.taken_at = -1.0
-            yield
-            if self.taken_at >= 0:
-                time = self.ready[LOAD] = self.taken_at + 1
-        self.ready[LOAD] = INFINITY
-        if self.timeline:
-            self.loads.append((begin, time, entry.index, expert, unit))
-        return time
-
-    def _free_slot(self, time: float) -> tuple[int, float]:
-        """Slot that the scan finds free first, and when; −1 if that depends on what is not known yet."""
-        best, best_time = -1, INFINITY
-        size = len(self.slots)
-        for distance in range(size):
-            number = (self.candidate + distance) % size
-            slot = self.slots[number]
-            if slot.users:
-                continue
-            found = time + distance
-            if slot.free > found:
-                rounds = -(-(slot.free - found) // size)
-                found += rounds * size
-            if found < best_time:
-                best, best_time = number, found
-        return best, best_time
-
-    def _computed_before(self, index: int) -> float:
-        """When everything before an entry has been computed."""
-        for entry in reversed(self.entries[:index]):
-            if entry.shape is not None:
-                return entry.computed
-        return 0.0
-
     def _rows(self, source: int) -> Process:
         index, advanced = 0, 0.0
-        requested = 0
+        requested = self.requested
         capacity = self.line_capacity if source == ROWS else c.RESIDUAL_LINES
         frees = self.line_frees if source == ROWS else self.residual_frees
         freed, freed_at = 0, 0.0
@@ -320,11 +200,11 @@ class Reading(Writing):
                 continue
             self.source_entry[source] = entry.index
             time += c.VIEW_TO_ROWS
-            remaining = shape.tokens * (shape.input_lines if source == ROWS else shape.output_lines)
-            while remaining:
-                useful = min(remaining, lines)
-                needed = requested + useful - capacity
-                while freed < needed:
+            remaining = self.remaining
+            remaining[source] = shape.tokens * (shape.input_lines if source == ROWS else shape.output_lines)
+            while remaining[source]:
+                useful = min(remaining[source], lines)
+                while freed < requested[source] + useful - capacity:
                     while not frees:
                         self.ready[source] = INFINITY
                         yield
@@ -340,7 +220,7 @@ class Reading(Writing):
                     while self.residual_taken < 0:
                         yield
                     time = self.residual_taken + 1
-                requested += useful
-                remaining -= useful
+                requested[source] += useful
+                remaining[source] -= useful
             self.ready[source] = INFINITY
             advanced = time - 1

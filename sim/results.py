@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accel.commands import COMMAND_BYTES
 from accel.config import Hardware
@@ -40,6 +41,8 @@ class LayerResult:
         idle: neither busy nor a stall: nothing was to do, or fill before the first layer.
         weight_bytes, read_bytes, written_bytes: bytes of memory that it moved.
         experts, loads: non-empty experts; tokens of each.
+        order: experts in the order of use, and whether they were on chip.
+        entry: number of the command among those in flight, JOB_ENDs included.
     """
 
     job: int
@@ -60,6 +63,8 @@ class LayerResult:
     written_bytes: int
     experts: int
     loads: tuple[int, ...] = ()
+    order: tuple[tuple[int, bool], ...] = ()
+    entry: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, ready for JSON; cycles are rounded."""
@@ -83,6 +88,8 @@ class Result:
         breakdown: addable: ideal, padding, the five stalls, fill, idle, drain; their sum is ``cycles``.
         roofline_cycles: least that peak arithmetic and peak memory allow: the larger of ``compute_bound`` and
             ``memory_bound``.
+        loading: units of weights wanted, those that were on chip then, experts guessed before a gate decided, those of
+            them that got no token, bytes read for these.
         spans: (begin, end) of loads, passes and stores, if a timeline was asked for.
     """
 
@@ -95,6 +102,7 @@ class Result:
     breakdown: dict[str, int]
     compute_bound: float
     memory_bound: float
+    loading: dict[str, int] = field(default_factory=dict)
     spans: dict[str, list[tuple[float, float, int, int, int]]] = field(default_factory=dict, repr=False)
 
     @property
@@ -126,27 +134,36 @@ class Result:
             "memory_bound_cycles": round(self.memory_bound),
             "ddr_bytes": self.ddr_bytes,
             "breakdown": self.breakdown,
+            "loading": self.loading,
             "counters": self.counters,
             "jobs": self.jobs,
             "per_layer": [layer.to_dict() for layer in self.layers],
         }
 
 
-def _overlap(machine: Machine, end: float) -> tuple[float, float]:
+def _overlap(machine: Machine) -> tuple[float, float]:
     """Cycles with a read burst in flight, and those of them in which the array was busy."""
     if not machine.reading:
         return 0.0, 0.0
-    reading = np.minimum(np.asarray(machine.reading), end)
+    reading = np.minimum(np.asarray(machine.reading), machine.last_event)
     edges = reading.reshape(-1)
-    lengths = reading[:, 1] - reading[:, 0]
-    total = np.concatenate([[0.0], np.cumsum(lengths)])
-    covered = np.empty(len(edges))
-    covered[0::2], covered[1::2] = total[:-1], total[1:]
+    # Cycles of reading up to each begin and end of it; between them it grows by one per cycle, or not at all.
+    covered = np.repeat(np.cumsum(reading[:, 1] - reading[:, 0]), 2)
+    covered[0::2] -= reading[:, 1] - reading[:, 0]
+    # Leaps: what reading did in the cycles before stands for what it did in those that were passed over.
+    leaps = np.array([(leap.time, leap.span, leap.cycles, leap.busy) for leap in machine.leaps]).reshape(-1, 4)
+    time, span, cycles, busy_share = leaps.T
+
+    def covers(times: NDArray[Any]) -> NDArray[Any]:
+        return np.interp(times, edges, covered)
+
+    passed_over = (covers(time) - covers(time - span)) * cycles / span
+    total = float(covered[-1] + passed_over.sum())
     if not machine.busy:
-        return float(total[-1]), 0.0
-    busy = np.asarray(machine.busy)
-    inside = np.interp(busy[:, 1], edges, covered) - np.interp(busy[:, 0], edges, covered)
-    return float(total[-1]), float((inside * busy[:, 2] / (busy[:, 1] - busy[:, 0])).sum())
+        return total, 0.0
+    begin, end, beats = np.asarray(machine.busy).T
+    inside = (covers(end) - covers(begin)) * beats / (end - begin)
+    return total, float(inside.sum() + (passed_over * busy_share).sum())
 
 
 def collect(machine: Machine, names: Sequence[str] = ()) -> Result:
@@ -177,7 +194,8 @@ def collect(machine: Machine, names: Sequence[str] = ()) -> Result:
                 entry.first_beat, entry.last_beat, entry.retired, shape.macs / hw.macs_per_cycle,
                 entry.array_beats, entry.gate_beats, here, cycles - entry.array_beats - sum(here.values()),
                 entry.loaded * stripe, entry.loaded * stripe + rows, shape.output_stripes * stripe, entry.experts,
-                tuple(entry.loads),
+                tuple(entry.loads), tuple((expert, there) for expert, _, _, there in entry.orders),
+                entry.index,
             )
         )  # fmt: skip
         totals["array_cycles"] += entry.array_beats
@@ -193,7 +211,7 @@ def collect(machine: Machine, names: Sequence[str] = ()) -> Result:
     cycles = round(machine.end_time)
     for name, value in stalls.items():
         totals[name] = round(value)
-    reading, overlap = _overlap(machine, machine.end_time)
+    reading, overlap = _overlap(machine)
     totals["cycles"] = cycles
     totals["overlap_cycles"] = min(round(overlap), totals["array_cycles"])
     totals["load_only_cycles"] = max(0, round(reading - overlap))
@@ -212,9 +230,16 @@ def collect(machine: Machine, names: Sequence[str] = ()) -> Result:
     jobs = _jobs(machine, by_job)
     spans = {"load": machine.loads, "compute": machine.passes,
              "store": [(begin, end, entry, 0, 0) for begin, end, entry in machine.stores]}  # fmt: skip
+    loading = {
+        "units_wanted": totals["units"] + sum(1 for layer in layers if layer.kind == "moe"),  # and gate tables
+        "units_on_chip": machine.reused_units,
+        "guesses": machine.guesses,
+        "wrong_guesses": machine.wrong_guesses,
+        "wasted_bytes": machine.wasted_stripes * stripe,
+    }
     moved = totals["bytes_read"] + totals["bytes_written"]
     return Result(
-        hw, memory, cycles, totals, jobs, layers, breakdown, ideal, moved / memory.bytes_per_cycle,
+        hw, memory, cycles, totals, jobs, layers, breakdown, ideal, moved / memory.bytes_per_cycle, loading,
         spans if machine.timeline else {},
     )  # fmt: skip
 

@@ -116,11 +116,32 @@ class Shape:
         return self.hidden_tiles * first + self.interlock(count, hardware) + self.tiles[unit] * second
 
 
+def input_store_lines(hw: Hardware) -> int:
+    """Lines of input rows that the engine holds."""
+    return hw.max_tokens * -(-hw.max_width // hw.line_bytes)
+
+
+def holds_tiles(tokens: int, inputs: int, hw: Hardware) -> bool:
+    """Whether every tile of a layer finds its rows in the input store at some time; else the engine waits for ever.
+
+    Rows are asked for stripe by stripe as far as there is room (row_source.sv), and a tile's leave when it is gathered.
+    """
+    lines = -(-inputs // hw.line_bytes)
+    for done in range(0, tokens, hw.tile_tokens):
+        there = input_store_lines(hw) + done * lines
+        if there >= tokens * lines:
+            break
+        if there - there % hw.burst_beats < min(done + hw.tile_tokens, tokens) * lines:
+            return False
+    return True
+
+
 def shape_of(command: Command, hardware: Hardware) -> Shape:
     """Shape of a layer command.
 
     Raises:
-        ProgramError: the engine refuses the command (a buffer is smaller than what the layer needs of it).
+        ProgramError: the engine refuses the command (a buffer is smaller than what the layer needs of it), or could not
+            ever compute it (:func:`holds_tiles`).
     """
     gated = command.opcode is Opcode.MOE
     return _shape(
@@ -149,6 +170,12 @@ def _shape(
             f"{opcode.name} {tokens} × {inputs} → {outputs}: {field} = {getattr(command, field)}: expected a layer "
             f"that the buffers of hardware {hw.name!r} hold, found one that {what}"
         ) from error
+    if not holds_tiles(tokens, inputs, hw):
+        raise ProgramError(
+            f"{opcode.name} {tokens} × {inputs} → {outputs}: inputs = {inputs}: expected rows of which the input store "
+            f"of hardware {hw.name!r} ({input_store_lines(hw)} lines) takes {hw.tile_tokens} at a time, in whole "
+            f"stripes, found {-(-inputs // hw.line_bytes)} lines each"
+        )
     line = hw.line_bytes
     kind = KINDS[opcode]
     output_tiles = math.ceil(outputs / hw.tile_outputs)

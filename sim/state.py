@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from accel.config import Hardware
 from accel.memory_model import MemoryModel
 from sim import latencies as c
 from sim.bus import INFINITY, Budget, Held
-from sim.shapes import Shape
+from sim.shapes import Shape, input_store_lines
 
 WEIGHTS, INPUT, ROUTE, DRAIN, STORE = range(5)
 """Causes of stalls, in the order in which they are looked at."""
@@ -21,18 +22,32 @@ COMMAND, LOAD, ROWS, RESIDUAL = range(4)
 """What a burst reads."""
 
 FETCHER, LOADER, COMPUTER, FINISHER, PACKER, ROWER, RESIDUALER = (1 << bit for bit in range(7))
+WRITERS = FINISHER | PACKER
 EVERYBODY = 127
 """Who may go on after an event."""
 
 BULK, STREAM_MARGIN = 16, 400.0
-"""Stripes that are worth streaming at once, and how long before somebody else's request that has to end, in cycles:
-more than what a port has in flight and queued takes."""
+"""Stripes that are worth streaming at once, and how long before somebody else's request that has to end, in cycles, at
+least: what is in flight and queued then must have been read, which takes longer where memory is slow."""
 
 Chosen = NDArray[Any]
 Process = Generator[None, None, None]
 """Pauses where it depends on what has not happened yet."""
 Timed = Generator[None, None, float]
 """The same; returns when it was done."""
+
+
+@dataclass(frozen=True)
+class Leap:
+    """At a time of the machine's own clock, ``cycles`` pass that are like the ``span`` before.
+
+    ``busy`` is the share of them in which the array works.
+    """
+
+    time: float
+    span: float
+    cycles: float
+    busy: float
 
 
 class Unit:
@@ -118,11 +133,15 @@ class State:
         self.stripe_lines = hardware.burst_beats
         self.stripe_bytes = hardware.stripe_bytes
         self.latency = memory.latency - 1
+        self.turnaround = memory.turnaround
         self.in_flight = min(hardware.outstanding, memory.outstanding)
         self.budget = Budget(memory)
+        self.stripe_time = self.stripe_bytes / self.budget.rate  # cycles
+        under_way = self.in_flight + c.REQUESTS_PER_PORT + 1
+        self.stream_margin = max(STREAM_MARGIN, memory.latency + under_way * self.stripe_time)
         self.held: dict[str, list[Held]] | None = None
         self.wide_capacity = hardware.max_tokens * -(-hardware.max_width // hardware.tile_outputs)
-        self.line_capacity = hardware.max_tokens * -(-hardware.max_width // hardware.line_bytes)
+        self.line_capacity = input_store_lines(hardware)
         lines = -(-hardware.max_inputs // hardware.line_bytes)
         self.group_capacity = 1 << (2 * lines).bit_length()
         self.line_beats = hardware.line_bytes // hardware.tile_inputs
@@ -149,8 +168,11 @@ class State:
         self.source_entry = [0, 0, 0, 0]
         self.reads: deque[tuple[int, Any, int, int, float]] = deque()  # source, object, stripe of it, number, ask time
 
+        self.requested = [0, 0, 0, 0]  # lines that ROWS and RESIDUAL have asked for, of all commands ...
+        self.remaining = [0, 0, 0, 0]  # ... and have yet to ask for, of the one at hand
+
         # bus
-        self.bus_free = 0.0
+        self.bus_free, self.read_due = 0.0, INFINITY
         self.writing = False
         self.batch = 0
         self.writes: deque[tuple[float, float, float, int, int]] = deque()
@@ -171,8 +193,9 @@ class State:
         # store unit
         self.linear_lines: deque[tuple[float, float, int, Entry, bool, int]] = deque()
         self.finish_lines: deque[tuple[float, float, int, Entry, bool, int]] = deque()
-        self.store_free = 0.0
+        self.store_free, self.store_at = 0.0, INFINITY
         self.buffer_free: deque[float] = deque([0.0, 0.0])  # of the segments before the last two
+        self.finish_entry, self.finish_group = -1, 0  # what is being finished, 16 lines at a time
         self.finish_fills, self.finish_filled = [0.0] * 64, 0  # rings of the last segments, and how many there were
         self.linear_closes, self.linear_closed = [0.0] * 64, 0
         self.unlaunched: deque[tuple[float, int, Entry, bool, int]] = deque()
@@ -197,6 +220,12 @@ class State:
         self.pack_queue: deque[tuple[float, Entry, int, int, int, bool]] = deque()
         self.pack_ends, self.packed = [0.0] * 64, 0
 
+        # the clock: event at hand; when the array wants to go on; leaps (sim/leaping.py)
+        self.now, self.compute_at, self.last_event = 0.0, INFINITY, 0.0
+        self.leaps: list[Leap] = []
+        self.history: deque[tuple[int, int, int, int]] = deque(maxlen=64)
+        self.situation: tuple[int, ...] = ()
+
         # results
         self.gaps = [0.0] * 5
         self.busy: list[list[float]] = []  # begin, end, beats
@@ -204,7 +233,8 @@ class State:
         self.array_cycles = 0
         self.gate_cycles = 0
         self.weight_stripes = 0
-        self.job_arrivals: dict[int, list[float]] = {}
+        self.jobs_over = 0
+        self.job_arrivals: dict[int, list[float]] = {}  # of jobs behind the one at hand
         self.job_last_beat: dict[int, float] = {}
         self.job_first_beat: dict[int, float] = {}
         self.job_idle: dict[int, list[float]] = {}

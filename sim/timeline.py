@@ -25,15 +25,20 @@ def events(result: Result, tasks: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     ]
     found.insert(0, {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": f"m3vit {result.hardware.name}"}})
 
-    def add(track: str, name: str, begin: float, end: float, **facts: object) -> None:
-        found.append({"ph": "X", "pid": 0, "tid": _TRACKS[track], "name": name, "cat": track, "ts": begin * scale,
+    def add(track: str, name: str, begin: float, end: float, lane: int = 0, **facts: object) -> None:
+        number = _TRACKS[track] if not lane else len(_TRACKS) + lane
+        found.append({"ph": "X", "pid": 0, "tid": number, "name": name, "cat": track, "ts": begin * scale,
                       "dur": max(end - begin, 0.0) * scale, "args": {"cycle": round(begin), **facts}})  # fmt: skip
 
-    by_entry = _by_entry(result)
+    lanes: list[float] = []  # ends of jobs that run side by side: their tasks are interleaved
+    by_entry = {layer.entry: layer for layer in result.layers}
     for job in dict.fromkeys(layer.job for layer in result.layers):
         mine = [layer for layer in result.layers if layer.job == job]
         task = tasks[job] if job < len(tasks) else ""
-        add("job", f"job {job} {task}".strip(), mine[0].first_beat, mine[-1].last_beat + 1, task=task)
+        begin, end = mine[0].first_beat, mine[-1].last_beat + 1
+        lane = next((lane for lane, busy in enumerate(lanes) if busy <= begin), len(lanes))
+        lanes[lane : lane + 1] = [end]
+        add("job", f"job {job} {task}".strip(), begin, end, lane, task=task)
     for track in ("load", "compute"):
         for begin, end, entry, expert, unit in result.spans.get(track, ()):
             layer = by_entry[entry]
@@ -41,18 +46,6 @@ def events(result: Result, tasks: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     for begin, end, entry in _merged(result):
         layer = by_entry[entry]
         add("store", layer.name, begin, end, job=layer.job)
-    return found
-
-
-def _by_entry(result: Result) -> dict[int, LayerResult]:
-    """Entries count JOB_ENDs too: one after the layers of every job."""
-    found, entry, job = {}, 0, None
-    for layer in result.layers:
-        if job is not None and layer.job != job:
-            entry += 1
-        job = layer.job
-        found[entry] = layer
-        entry += 1
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,11 @@ class RoutingTrace:
         if self.network_hash != wanted:
             raise DataError(f"{where}: expected a trace of {network.name} ({wanted}), found one of {self.network} "
                             f"({self.network_hash})")  # fmt: skip
+        lists = (("tasks", self.tasks, network.task_names), ("blocks", self.blocks, network.moe_blocks))
+        for name, here, there in lists:
+            if here != there:
+                raise DataError(f"{where}: damaged: {name}: expected {', '.join(map(str, there))}, "
+                                f"found {', '.join(map(str, here))}")  # fmt: skip
         shape = (self.frames, len(network.tasks), len(network.moe_blocks), network.tokens, network.top_k)
         if self.chosen.shape != shape or not self.frames:
             wanted = ", ".join(map(str, shape[1:]))
@@ -101,10 +106,12 @@ def load_trace(path: str | os.PathLike[str]) -> RoutingTrace:
     """Read what :func:`save_trace` wrote; DataError, one line, for anything else."""
     source = Path(path)
     try:
-        with np.load(source, allow_pickle=False) as file:
-            found = {name: file[name] for name in _ARRAYS if name in file.files}
-            unknown = set(file.files) - set(_ARRAYS)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with np.load(source, allow_pickle=False) as file:
+                found = {name: file[name] for name in _ARRAYS if name in file.files}
+                unknown = set(file.files) - set(_ARRAYS)
+    except Exception as error:  # a damaged archive: zipfile, zlib, NumPy and its parser of headers raise what they like
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{source}: cannot read as a routing trace: {reason}") from error
     for name in _ARRAYS:
@@ -118,6 +125,11 @@ def load_trace(path: str | os.PathLike[str]) -> RoutingTrace:
     chosen = found["chosen"]
     if chosen.dtype != np.uint16 or chosen.ndim != 5:
         raise DataError(f"{source}: chosen: expected uint16 of 5 dimensions, found {chosen.dtype} of {chosen.ndim}")
+    forms = {"network": ("U", 0), "network_hash": ("U", 0), "tasks": ("U", 1), "blocks": ("iu", 1)}
+    for name, (kinds, dimensions) in forms.items():
+        if found[name].dtype.kind not in kinds or found[name].ndim != dimensions:
+            raise DataError(f"{source}: {name}: expected {'text' if kinds == 'U' else 'integers'} of {dimensions} "
+                            f"dimensions, found {found[name].dtype} of {found[name].ndim}")  # fmt: skip
     return RoutingTrace(
         str(found["network"]), str(found["network_hash"]), tuple(map(str, found["tasks"].reshape(-1))),
         tuple(int(block) for block in found["blocks"].reshape(-1)), chosen,

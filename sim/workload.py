@@ -17,6 +17,7 @@ from accel.layers import Kind, Layer, engine_layers
 from accel.limits import OPCODES
 from accel.routing import Schedule
 from accel.usage import ExpertUsage
+from sim.locality import PREFIX, local_experts, parse_locality
 from sim.trace import RoutingTrace
 
 Array = NDArray[Any]
@@ -119,14 +120,19 @@ def _shares(pattern: str, experts: int, top_k: int, rng: np.random.Generator) ->
 
 def pattern_routing(config: Config, tasks: Sequence[str], pattern: str, seed: int = 0) -> Routing:
     """Synthetic routing: ``uniform``, ``zipf`` (shares 1, 1/2, 1/3 …, shuffled per task and block) or ``one`` (every
-    token to the same top_k experts, the fewest there can be). A job draws its own tokens."""
-    if pattern not in PATTERNS:
-        raise ConfigError(f"routing {pattern!r}: expected one of {', '.join(PATTERNS)}")
+    token to the same top_k experts, the fewest there can be), or ``local:`` and a number (``sim.locality``). A job
+    draws its own tokens."""
+    local = parse_locality(pattern) if pattern.startswith(PREFIX) else None
+    if local is None and pattern not in PATTERNS:
+        raise ConfigError(f"routing {pattern!r}: expected one of {', '.join(PATTERNS)}, or {PREFIX} and a number")
     routing: Routing = {}
     rng = np.random.default_rng(seed)
     shares: dict[tuple[str, int], Array] = {}
     for job, task in enumerate(tasks):
         for index, block, layer in _moe_layers(engine_layers(config)):
+            if local is not None:
+                routing[job, index] = local_experts(config.network, local, rng)
+                continue
             key = (task, block)
             if key not in shares:
                 shares[key] = _shares(pattern, layer.experts, layer.top_k, rng)

@@ -15,20 +15,23 @@ four times what the write ports need. They are as many as the ports have in flig
 class Writing(Fetching):
     """And what is written."""
 
-    def _wide_freed(self, rows: int) -> float:
-        """When this many accumulator rows in all have been given back; infinity if that is not known yet."""
+    def _wide_freed(self, rows: int, look: bool = False) -> float:
+        """When this many accumulator rows in all have been given back; infinity if that is not known yet.
+
+        They become more from call to call, unless the caller only wants to ``look``.
+        """
         row = rows - 1
-        while self.wide_pointer < len(self.wide_layers):
-            entry = self.wide_layers[self.wide_pointer]
+        pointer = self.wide_pointer
+        while True:
+            entry = self.wide_layers[pointer]
             shape = entry.shape
             assert shape is not None
             if row < entry.wide_before + shape.wide_rows:
                 break
-            entry.finished = []
-            self.wide_pointer += 1
-        entry = self.wide_layers[self.wide_pointer]
-        shape = entry.shape
-        assert shape is not None
+            if not look:
+                entry.finished = []
+                self.wide_pointer += 1
+            pointer += 1
         # Rows are fetched ahead: a row leaves when the one so many before it is used up.
         local = max(0, row - entry.wide_before - c.ROWS_AHEAD)
         token, part = divmod(local, shape.output_tiles)
@@ -59,19 +62,22 @@ class Writing(Fetching):
                 continue
             total = shape.tokens * shape.output_lines
             per_tile = self.hw.tile_tokens * shape.output_lines
+            gated = shape.gated
             before = max(before, view)
-            for group in range(-(-total // lines)):
-                low = group * lines
-                n = min(lines, total - low)
-                tile = 0 if shape.gated else (low + n - 1) // per_tile
-                while len(entry.completes) <= tile or len(entry.residual_times) <= group:
+            self.finish_entry, self.finish_group = entry.index, 0
+            while self.finish_group * lines < total:
+                while True:
+                    group = self.finish_group  # again after a pause: a leap may have moved it
+                    low = group * lines
+                    n = min(lines, total - low)
+                    tile = 0 if gated else (low + n - 1) // per_tile
+                    if len(entry.completes) > tile and len(entry.residual_times) > group:
+                        if self.finish_filled > groups - 2:
+                            break
                     yield
-                if groups >= 2:
-                    while self.finish_filled <= groups - 2:
-                        yield
                 start, slope = entry.residual_times[group]
-                end = max(before + steps * n, start + 1 + steps * n, start + (n - 1) * slope + 1 + steps - 1)
-                mine = n if shape.gated else low + n - max(low, tile * per_tile)
+                end = max(before + steps * n, start + 1 + steps * n, start + (n - 1) * slope + steps)
+                mine = n if gated else low + n - max(low, tile * per_tile)
                 end = max(end, entry.completes[tile] + c.ROW_FETCH + steps * mine)
                 if mine < n:
                     end = max(end, entry.completes[tile - 1] + c.ROW_FETCH + steps * n)
@@ -79,6 +85,7 @@ class Writing(Fetching):
                     end = max(end, self.finish_fills[(groups - 2) & 63] + steps * n)
                 before = end
                 groups += 1
+                self.finish_group = group + 1
                 entry.finished.append(end)
                 self.residuals_freed += n
                 self.residual_frees.append((end + c.POPPED_TO_ROOM, self.residuals_freed))
@@ -147,12 +154,18 @@ class Writing(Fetching):
             self.packed += 1
             self.wake |= COMPUTER
 
-    def _next_store(self) -> float:
+    def _plan_store(self) -> None:
+        """When the store unit takes its next segment; again whenever lines or buffers have changed."""
         linear, finish = self.linear_lines, self.finish_lines
         if not linear and not finish or len(self.buffer_free) < 2:
-            return INFINITY
-        first = min(linear[0][0] if linear else INFINITY, finish[0][0] if finish else INFINITY)
-        return max(first, self.store_free, self.buffer_free[0])
+            self.store_at = INFINITY
+            return
+        first = linear[0][0] if linear else INFINITY
+        if finish and finish[0][0] < first:
+            first = finish[0][0]
+        if self.store_free > first:
+            first = self.store_free
+        self.store_at = self.buffer_free[0] if self.buffer_free[0] > first else first
 
     def _store(self, time: float) -> None:
         self.buffer_free.popleft()
@@ -179,6 +192,7 @@ class Writing(Fetching):
             entry.store_first = fill
         self.wake |= PACKER if from_linear else FINISHER
         self._launch()
+        self._plan_store()
 
     def _launch(self) -> None:
         """Hand closed segments to the write ports, as far as their bursts have room in flight."""
@@ -233,11 +247,13 @@ class Writing(Fetching):
         else:
             self.write_free = end
         self.batch += blocks * self.hw.write_ports
-        for block in range(blocks - 1, -1, -1):
-            self._answered(number - block, end - block * beats + self.memory.write_latency - 1)
+        time = end + self.memory.write_latency - 1
+        for block in range(blocks - 1, 0, -1):
+            self.landed[(number - block) & 31] = time - block * beats
+        self._answered(number, time)
 
     def _answered(self, number: int, time: float) -> None:
-        """Both ports have the response to a burst."""
+        """Both ports have the responses to the bursts up to this one."""
         self.landed[number & 31] = time
         self.last_landed = number
         entry = self.final_burst.pop(number, None)
@@ -246,3 +262,4 @@ class Writing(Fetching):
             self._retire()
         if self.unlaunched:
             self._launch()
+            self._plan_store()

@@ -82,7 +82,7 @@ def test_model_takes_only_the_basics_of_accel() -> None:
 
 def test_command_line_is_light_until_used() -> None:
     for path in sources("cli"):
-        light = {"accel", "cli", "click", "host", "numpy", "PIL", "tqdm"}
+        light = {"accel", "cli", "click", "host", "numpy", "PIL", "sim", "tqdm"}
         extra = third_party(imports(path, top_level_only=True)) - light
         assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)} when loaded"
 
@@ -177,7 +177,9 @@ def constraints(python: str) -> dict[str, str]:
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_versions_agree(python: str) -> None:
     pins = constraints(python)
-    assert set(requirements()) == {"base", "train", "export", "rtl", "synth", "hls", "notebook", "board", "dev"}
+    assert set(requirements()) == {
+        "base", "train", "export", "explore", "rtl", "synth", "hls", "notebook", "board", "dev"
+    }  # fmt: skip
     for extra, wanted in requirements().items():
         if extra == "board":  # its versions come with the board's image
             continue

@@ -83,8 +83,10 @@ def check_hardware(hardware: Hardware) -> None:
         ("tile_outputs", hardware.tile_outputs % hardware.port_bytes == 0 and words <= hardware.ports,
          f"a multiple of port_bytes = {hardware.port_bytes}, at most {hardware.ports} of them"),
         ("tile_tokens", hardware.tile_tokens % 2 == 0, "an even number (two tokens share a DSP)"),
-        ("max_tokens", hardware.tile_tokens * lines <= stored < 1 << 15,
-         f"{hardware.tile_tokens} rows of max_inputs to fit the input store, and less than 32768 lines in it"),
+        # Rows are asked for in whole stripes: one that does not fit entirely would keep the tile waiting for ever.
+        ("max_tokens", hardware.tile_tokens * lines + hardware.burst_beats - 1 <= stored < 1 << 15,
+         f"{hardware.tile_tokens} rows of max_inputs and a stripe to fit the input store, and less than 32768 lines in "
+         "it"),
         ("max_top_k", hardware.max_tokens * hardware.max_top_k < 1 << 17, "fewer than 131072 pairs with max_tokens"),
     )  # fmt: skip
     for name, ok, expected in rules:

@@ -18,6 +18,7 @@ from accel.config import (
     Network,
     Task,
     config_from_dict,
+    demands,
     engine_hash,
     hardware,
     load_config,
@@ -153,7 +154,7 @@ def test_network_that_fits_exactly() -> None:
     exact = {"max_width": 64, "max_experts": 8, "max_top_k": 2, "slot_rows": 128, "max_inputs": 192, "max_hidden": 128,
              "slot_groups": 12, "max_tokens": 65}  # fmt: skip
     config = Config(DEMO, Formats(), dataclasses.replace(CI, **exact))
-    assert config.unit_rows == 128
+    assert max(value for _, value, limit in demands(DEMO, CI) if limit == "slot_rows") == 128
     for name, value in exact.items():
         step = CI.tile_outputs if name == "max_width" else 1
         with pytest.raises(ConfigError, match=f"expected at most {name} = {value - step}"):

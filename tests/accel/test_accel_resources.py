@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from accel.config import HARDWARE, Hardware, hardware
-from accel.resources import LIMITS, ZCU104, Resources, faults, resources, to_dict
+from accel.config import HARDWARE, Hardware, hardware, hardware_from_dict
+from accel.resources import LIMITS, ZCU104, Resources, faults, luts, resources, to_dict
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 
@@ -19,16 +19,33 @@ def changed(**changes: Any) -> Hardware:
     return dataclasses.replace(hardware("zcu104"), **{"name": "other", **changes})
 
 
-@pytest.mark.parametrize("preset", HARDWARE)
-def test_what_synthesis_counted(preset: str) -> None:
-    """Hard blocks exactly; LUTs, to which two numbers were fitted, within 1 %."""
-    total = json.loads((FIGURES / f"synth-{preset}.json").read_text(encoding="utf-8"))["total"]
-    model = resources(hardware(preset))
+def synthesized() -> list[Any]:
+    """Hardware, what synthesis counted, and by how much the LUTs may be off: less where they were fitted."""
+    found = []
+    for preset in HARDWARE:
+        data = json.loads((FIGURES / f"synth-{preset}.json").read_text(encoding="utf-8"))
+        units = {name: unit["lut"] for name, unit in data["units"].items()}
+        found.append(pytest.param(hardware(preset), data["total"], units, 0.02, id=preset))
+    for data in json.loads((FIGURES / "synth-engines.json").read_text(encoding="utf-8"))["engines"]:
+        engine = hardware_from_dict(data["hardware"])
+        found.append(pytest.param(engine, data["total"], data["lut"], 0.02 if data["fitted"] else 0.06, id=engine.name))
+    return found
+
+
+@pytest.mark.parametrize(("engine", "total", "units", "near"), synthesized())
+def test_what_synthesis_counted(engine: Hardware, total: dict[str, int], units: dict[str, int], near: float) -> None:
+    """DSPs exactly, block RAM but for one RAMB18, UltraRAM never less and more only for a column folded by Yosys."""
+    model = resources(engine)
     assert model.dsp == total["dsp"]
-    assert model.uram == total["uram"]
-    assert model.bram == total["ramb36"] + total["ramb18"] / 2
-    assert model.lut == pytest.approx(total["lut"], rel=0.01)
-    assert model.lut_in_dsp == pytest.approx(total["dsp_lut"], rel=0.02)
+    assert abs(model.bram - (total["ramb36"] + total["ramb18"] / 2)) <= 0.5
+    deep = -(-engine.weight_slots * engine.slot_rows // 4096)
+    assert total["uram"] <= model.uram < total["uram"] + deep
+    assert model.lut == pytest.approx(total["lut"], rel=near)
+    assert model.lut_in_dsp == pytest.approx(total["dsp_lut"], rel=0.03)
+    small = sum(units[name] for name in ("input_rows", "residual_rows", "issue", "engine"))
+    counted = {**units, "dispatch": units["dispatch"] + units["tiles"] + units["gather"], "engine": small}
+    for name, value in luts(engine).items():
+        assert abs(value - counted[name]) <= max(0.17 * counted[name], 700), name
 
 
 def test_a_configuration_that_nothing_was_fitted_to() -> None:
@@ -52,7 +69,7 @@ def test_zcu104_fits() -> None:
         ({"weight_slots": 6}, "uram = 134: expected at most 95% of 96"),
         ({"max_tokens": 1537}, "uram = 115: expected at most 95% of 96"),
         ({"max_tokens": 1472}, "bram = "),
-        ({"tile_tokens": 16}, "dsp = 3,131: expected at most 98% of 1,728"),
+        ({"tile_tokens": 16}, "dsp = 3,133: expected at most 98% of 1,728"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from command_line import Outcome
 
 from accel.bundle import write_bundle
-from accel.config import NETWORKS, hardware, network_from_dict, to_dict
+from accel.config import hardware, network_from_dict
 from accel.random_params import random_encoder
 from accel.record import COUNTERS
 
@@ -73,33 +73,61 @@ def test_simulate_a_network_with_everything(m3vit: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--jobs fly", "task 'fly': expected one of semseg"),
-        ("--routing nowhere", "routing 'nowhere': expected one of uniform, zipf, one"),
-        ("--routing absent.npz", "absent.npz: cannot read as a routing trace"),
-        ("--memory bytes_per_cycle=0", "bytes_per_cycle = 0: expected an integer from 1"),
-        ("--memory latency=-1", "latency = -1: expected an integer from 1"),
-        ("--memory speed=1", "memory 'speed=1': expected NAME=NUMBER"),
-        ("--memory latency=fast", "latency = 'fast': expected an integer"),
-        ("--hardware fpga", "hardware 'fpga': expected a .json file or one of"),
+        ("--compare fast", "policy 'fast': expected one of cache, index"),
+        ("--compare index,index", "policy 'index' is given twice"),
+        ("--policy cache", "policy 'cache': expected one of index"),
+        ("--policy combined --barrier", "expected jobs that do not wait for each other"),
+        ("--routing local:2", "routing 'local:2': expected local: and a number from 0 to 1"),
+        ("--usage absent.json", "absent.json: cannot read"),
     ],
 )
-def test_bad_input(m3vit: Run, arguments: str, message: str) -> None:
+def test_bad_policy(m3vit: Run, arguments: str, message: str) -> None:
     assert message in m3vit("simulate", "m3vit-demo", *arguments.split()).error()
 
 
-def test_trace_of_another_network(m3vit: Run, trace: Path) -> None:
-    assert "expected a trace of m3vit-demo" in m3vit("simulate", "m3vit-demo", "--routing", trace).error()
+def test_energy_is_an_estimate_with_its_constants(m3vit: Run, bundle: Path) -> None:
+    data = m3vit("simulate", bundle, "--jobs", "semseg,depth", "--json").json()
+    energy = data["energy_estimate"]
+    assert energy["kind"] == "estimate" and energy["jobs"] == 2 and energy["clock_mhz"] == data["clock_mhz"]
+    low, high = energy["joules"]
+    assert 0 < low < high and energy["joules_per_frame"] == pytest.approx([low / 2, high / 2])
+    assert energy["watts"] == pytest.approx([low / data["milliseconds"] * 1e3, high / data["milliseconds"] * 1e3])
+    assert set(energy["parts"]) == set(energy["constants"]) >= {"mac", "ddr", "uram", "pl_static", "ps", "ddr_idle"}
+    text = m3vit("simulate", bundle).out
+    assert "energy, an estimate:" in text and "pl_static" in text and "not the board" in text
 
 
-def test_expert_out_of_range(m3vit: Run, bundle: Path, trace: Path, tmp_path: Path) -> None:
-    with np.load(trace) as file:
-        arrays = {name: file[name] for name in file.files}
-    arrays["chosen"][0, 0, 0, 0, 0] = 9
-    np.savez(tmp_path / "t.npz", **arrays)
-    assert "expert 9: expected 0 to 3" in m3vit("simulate", bundle, "--routing", tmp_path / "t.npz").error()
+def test_scaling_study(m3vit: Run, bundle: Path, trace: Path, tmp_path: Path) -> None:
+    data = m3vit("simulate", bundle, "--scaling", "--plots", tmp_path / "plots", "--json", "-q").json()
+    frame = data["scaling"]["frame"]
+    assert [row["experts"] for row in frame] == [4, 8, 16, 32, 64, 128, 256]
+    assert len({row["on_chip_bytes"] for row in frame}) == 1 == len({row["ideal_experts"] for row in frame})
+    assert [row["max_experts"] for row in data["scaling"]["max_experts"]] == [row["experts"] for row in frame]
+    assert str(tmp_path / "plots" / "scaling.svg") in data["files"] and (tmp_path / "plots" / "scaling.svg").is_file()
+    assert "built for at most so many experts" in m3vit("simulate", bundle, "--scaling").out
+    refused = m3vit("simulate", bundle, "--scaling", "--routing", trace)
+    assert refused.code == 1 and "scaling: routing: expected a pattern" in refused.err
 
 
-def test_buffer_smaller_than_a_tile(m3vit: Run, tmp_path: Path) -> None:
-    file = tmp_path / "small.json"
-    file.write_text(json.dumps({**to_dict(hardware("zcu104")), "slot_rows": 4}))
-    assert "slot_rows = 4" in m3vit("simulate", NETWORKS["m3vit-demo"].name, "--hardware", file).error()
+def test_policies_side_by_side(m3vit: Run, bundle: Path, trace: Path, tmp_path: Path) -> None:
+    arguments = ("simulate", bundle, "--routing", trace, "--jobs", "semseg,depth")
+    data = m3vit(*arguments, "--compare", "--plots", tmp_path / "plots", "--json").json()
+    rows = {row["name"]: row for row in data["compare"]}
+    assert list(rows)[:2] == ["cache", "index"] and "combined" in rows
+    assert rows["index"]["cycles"] == data["cycles"] and rows["index"]["ratio"] == 1
+    assert rows["index"]["weight_bytes"] == data["counters"]["weight_bytes"]
+    assert (tmp_path / "plots" / "policies.svg").exists()
+    outcome = m3vit(*arguments, "--compare", "index,combined")
+    for text in ("over its roofline", "combined", "no: load would have to guess"):
+        assert text in outcome.out
+    assert "interleaved" not in outcome.out
+
+
+def test_one_policy(m3vit: Run, bundle: Path, trace: Path, tmp_path: Path) -> None:
+    usage = tmp_path / "usage.json"
+    assert m3vit("experts", "usage", bundle, "--out", usage, "--images", trace.parent).code == 0
+    arguments = ("simulate", bundle, "--routing", trace, "--jobs", "semseg,depth", "--usage", usage, "--json")
+    data = m3vit(*arguments, "--policy", "combined", "--timeline", tmp_path / "run.json").json()
+    row = m3vit(*arguments, "--compare", "combined").json()["compare"][0]
+    assert data["cycles"] == row["cycles"] and data["policy"] == "combined" and data["switch_extra_cycles"] is None
+    assert data["loading"]["units_on_chip"] > 0 and (tmp_path / "run.json").exists()

@@ -29,7 +29,12 @@ Routing = dict[tuple[int, int], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Case:
-    """A program on an engine with a memory. ``jobs``: names of :data:`LAYERS`, job by job."""
+    """A program on an engine with a memory.
+
+    Attributes:
+        jobs: names of :data:`LAYERS`, job by job.
+        changes: to the preset.
+    """
 
     name: str
     preset: str
@@ -38,10 +43,11 @@ class Case:
     slow: bool = False
     barrier: bool = False
     prefetch: bool = True
+    changes: tuple[tuple[str, int], ...] = ()
 
     @property
     def hardware(self) -> Hardware:
-        return hardware(self.preset)
+        return dataclasses.replace(hardware(self.preset), **dict(self.changes))
 
 
 def _moe(
@@ -93,6 +99,7 @@ LAYERS = {
     "tiny.mlp": _dense(Kind.MLP, 129, 192, 192, 384, 2),
     "tiny.moe": _moe(129, 192, 384, 16, 2),
     "tiny.skewed": _moe(129, 192, 384, 16, 2, "skewed", Schedule.LONGEST_FIRST),
+    "tiny.resident": _moe(129, 192, 384, 16, 2, "skewed", Schedule.RESIDENT_FIRST),
     # m3vit-small
     "small.patch": _dense(Kind.ACCUMULATE, 1024, 768, 384),
     "small.qkv": _dense(Kind.LINEAR, 1025, 384, 1152),
@@ -104,6 +111,9 @@ LAYERS = {
 }
 
 _DEMO = ("demo.qkv", "demo.proj", "demo.mlp", "demo.qkv", "demo.proj", "demo.moe")
+_DEMO_PAIR = tuple(name for name in ("demo.qkv", "demo.proj", "demo.resident", "demo.qkv") for _ in range(2))
+"""Two tasks layer by layer: the second finds experts of the first on chip."""
+_TINY_PAIR = tuple(name for name in ("tiny.mlp", "tiny.qkv", "tiny.proj", "tiny.resident") for _ in range(2))
 _TINY = ("tiny.qkv", "tiny.proj", "tiny.mlp", "tiny.qkv", "tiny.proj", "tiny.skewed")
 
 
@@ -132,6 +142,8 @@ def _all() -> list[Case]:
         Case("ci-chain-choppy", "ci", (_DEMO,), _memory(stall_percent=70, stall_run=4, latency=60)),
         Case("ci-chain-narrow", "ci", (_DEMO,), _memory(bytes_per_cycle=8, bucket_bytes=64, refresh_period=300,
                                                         refresh_cycles=60)),
+        Case("ci-chain-4-write-ports", "ci", (_DEMO, _DEMO), slow=True, changes=(("write_ports", 4),)),
+        Case("ci-interleaved", "ci", (_DEMO_PAIR,)),
         Case("ci-resident", "ci", (("demo.resident", "demo.proj"), ("demo.resident", "demo.proj"))),
     ]  # fmt: skip
     zcu = [
@@ -143,6 +155,7 @@ def _all() -> list[Case]:
     ]  # fmt: skip
     zcu += [
         Case("zcu104-chain", "zcu104", (_TINY, _TINY)),
+        Case("zcu104-interleaved", "zcu104", (_TINY_PAIR,)),
         Case("zcu104-tiny.moe-60", "zcu104", (("tiny.moe",),), _memory(latency=60)),
         Case("zcu104-tiny.moe-150", "zcu104", (("tiny.moe",),), _memory(latency=150)),
         Case("zcu104-tiny.moe-200", "zcu104", (("tiny.moe",),), _memory(latency=200)),

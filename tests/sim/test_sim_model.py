@@ -11,16 +11,19 @@ import pytest
 from rtl_cases import CASES, build_case
 
 from accel.commands import Opcode
-from accel.config import Config, hardware, network
+from accel.config import Config, Formats, hardware, network
 from accel.errors import ConfigError, DataError, M3vitError, ProgramError
 from accel.functional import FunctionalEngine
 from accel.memory_model import IDEAL, MemoryModel
 from accel.record import COUNTERS, JOB
 from accel.routing import Schedule
 from accel.synthetic import routing_of_loads, uniform_loads
-from sim import computing, machine
+from sim import computing, leaping, machine
+from sim.explore import Problem
 from sim.model import Result, simulate, simulate_frames, simulate_workload
 from sim.results import STALLS
+from sim.shapes import holds_tiles
+from sim.state import RESIDUAL, Entry
 from sim.switching import switch_extra_cycles, switching_report
 from sim.timeline import events, save_timeline
 from sim.trace import RoutingTrace, load_trace, network_hash, save_trace
@@ -79,6 +82,65 @@ def test_shortcuts_change_nothing(case, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "BULK", 1 << 30)
     slow = simulate(program.commands, routing, case.hardware, case.memory)
     assert slow.cycles == pytest.approx(fast.cycles, rel=0.005)
+
+
+def test_leaps_change_next_to_nothing(monkeypatch: pytest.MonkeyPatch):
+    """What is no cycle, and the work of the array, equals; cycles of a layer are as near as the rate of its traffic."""
+    small = Config(network("m3vit-small-pascal"))
+    work = workload(small, ["semseg"], "zipf")
+    found = machine.Machine(work.commands, work.routing, small.hardware, MemoryModel())
+    found.run()
+    passed_over = sum(leap.cycles for leap in found.leaps)
+    fast = simulate_workload(work, small.hardware)
+    monkeypatch.setattr(leaping.Leaping, "leaps_allowed", False)
+    slow = simulate_workload(work, small.hardware)
+    assert passed_over > 0.2 * slow.cycles
+    assert fast.cycles == pytest.approx(slow.cycles, rel=2e-4)
+    names = {*STALLS, "cycles", "load_only_cycles", "compute_only_cycles", "overlap_cycles", "idle_cycles"}
+    assert {name: value for name, value in fast.counters.items() if name not in names} == {
+        name: value for name, value in slow.counters.items() if name not in names
+    }
+    for name in names:
+        assert abs(fast.counters[name] - slow.counters[name]) <= 0.005 * slow.cycles
+    for one, other in zip(fast.layers, slow.layers, strict=True):
+        assert one.cycles == pytest.approx(other.cycles, rel=0.005)
+        assert one.array_cycles == other.array_cycles
+
+
+@pytest.mark.parametrize("clock", [150, 300])
+def test_leaps_with_the_next_layers_rows(clock: int, monkeypatch: pytest.MonkeyPatch):
+    """Engine 2x16x8 with 2 slots: a leap while residual rows are read for a layer behind the one being finished."""
+    problem = Problem(DEMO.network, Formats(), ("depth",))
+    fields = {"tile_tokens": 2, "tile_outputs": 16, "weight_slots": 2, "slot_rows": "4x", "slot_groups": "4x",
+              "max_tokens": 65, "max_width": "1x", "ports": 4, "clock_mhz": clock}  # fmt: skip
+    engine = problem.candidate(fields).hardware
+    work = workload(Config(DEMO.network, Formats(), engine), ["depth"])
+    ahead = []
+    move = leaping.Leaping._move
+
+    def watched(self: machine.Machine, entry: Entry, tiles: int, moved: leaping.Progress, final: bool) -> None:
+        ahead.append(moved.residual and self.source_entry[RESIDUAL] > self.finish_entry)
+        move(self, entry, tiles, moved, final)
+
+    monkeypatch.setattr(leaping.Leaping, "_move", watched)
+    monkeypatch.setattr(leaping, "PACE", 1)  # the network is small
+    fast = simulate_workload(work, engine, MemoryModel().at_clock(clock))
+    assert any(ahead)
+    monkeypatch.setattr(leaping.Leaping, "leaps_allowed", False)
+    assert fast.cycles == pytest.approx(simulate_workload(work, engine, MemoryModel().at_clock(clock)).cycles, rel=1e-3)
+
+
+def test_an_input_store_takes_the_rows_of_a_tile():
+    """Whole stripes of them; an engine that waits for ever is refused, and the explorer does not propose it."""
+    store = dataclasses.replace(hardware("zcu104"), name="small", max_tokens=65, max_width=192, ports=2, write_ports=2)
+    wide = dataclasses.replace(DEMO.network, name="wide", patch=32, image_height=256, image_width=256)
+    narrow = dataclasses.replace(store, max_inputs=3072)  # 65 * 6 lines; a tile has 8 * 96
+    work = workload(Config(wide, Formats(), narrow), ["depth"])
+    _raises(ProgramError, "the input store of hardware 'small' .390 lines. takes 8 at a time",
+            lambda: simulate_workload(work, narrow))  # fmt: skip
+    _raises(ConfigError, "max_tokens = 65", lambda: Problem(wide, Formats(), ("depth",)).check(narrow))
+    lines = [input_lines for input_lines in range(1, 60) if holds_tiles(64, 32 * input_lines, store)]
+    assert lines == [*range(1, 48), 48]  # 8 rows of 48 lines are 384, 24 stripes: they fit 390 lines
 
 
 def test_simulation_is_deterministic():

@@ -9,7 +9,7 @@ import pytest
 from rtl_cases import CASES, Case, build_case
 
 from accel.compiler import Job, Program
-from accel.config import Formats, hardware
+from accel.config import Formats, Hardware, hardware
 from accel.errors import DeviceError
 from accel.functional import FunctionalEngine
 from accel.record import Record
@@ -37,18 +37,19 @@ Open = Callable[[Case], RtlDevice]
 
 @pytest.fixture(scope="module")
 def open_device() -> Iterator[Open]:
-    """Opens a device for a case; there is one per preset."""
+    """Opens a device for a case; there is one per engine."""
     try:
         find_toolchain()
     except DeviceError as error:
         pytest.skip(str(error))
-    devices: dict[str, RtlDevice] = {}
+    devices: dict[Hardware, RtlDevice] = {}
 
     def open_(case: Case) -> RtlDevice:
-        if case.preset not in devices:
-            library = build(case.hardware, Formats())
-            devices[case.preset] = RtlDevice(case.hardware, Formats(), library=library, max_cycles=2_000_000)
-        device = devices[case.preset]
+        engine = case.hardware
+        if engine not in devices:
+            library = build(engine, Formats())
+            devices[engine] = RtlDevice(engine, Formats(), library=library, max_cycles=2_000_000)
+        device = devices[engine]
         device.memory.configure(case.memory)
         return device
 
