@@ -5,13 +5,17 @@
 .DEFAULT_GOAL := help
 
 PYTHON ?=
-EXTRAS ?= train,export,explore,rtl,notebook,dev
+EXTRAS ?= train,export,explore,rtl,hls,notebook,dev
 PIP_FLAGS ?=
 QUALITY ?= quick
 ARGS ?=
 
 empty :=
+space := $(empty) $(empty)
 comma := ,
+# Of hls4ml nothing but its ap_int headers is used, so it comes without the packages that it requires.
+ALONE := $(if $(filter hls,$(subst $(comma), ,$(EXTRAS))),hls4ml)
+WHOLE := $(subst $(space),$(comma),$(strip $(filter-out hls,$(subst $(comma), ,$(EXTRAS)))))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
@@ -108,7 +112,9 @@ $(STAMP): setup.cfg constraints.txt
 	touch $(BUILDING); \
 	echo 'installing m3vit-codesign[$(EXTRAS)] into $(VENV) (a minute or more)'; \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) \
-	  -c constraints.txt -e '.[$(EXTRAS)]'; \
+	  -c constraints.txt -e '.$(if $(WHOLE),[$(WHOLE)])'; \
+	$(if $(ALONE),$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) \
+	  -c constraints.txt --no-deps $(ALONE);) \
 	rm -f $(BUILDING); \
 	touch $@
 

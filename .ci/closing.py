@@ -5,7 +5,7 @@
     python3 .ci/closing.py build/ci-test build/ci-test-pynq    # reads the .log files of these names
 
 A log without such a line is of a run that ended before its tests did; the last line then is an error. Exit code 1 in
-this case, and when tests failed.
+this case, when tests failed, and when a run passed none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COUNT = re.compile(rf"(\d+) ({'|'.join(OUTCOMES)})")
 def closing(texts: dict[str, str]) -> tuple[list[str], bool]:
     """Lines to print of these logs, by name, and whether all is well."""
     lines, sums, seconds = [], Counter[str](), 0.0
-    missing = []
+    missing, idle = [], []
     for name, text in texts.items():
         found = CLOSING.findall(text)
         if not found:
@@ -32,18 +32,23 @@ def closing(texts: dict[str, str]) -> tuple[list[str], bool]:
             continue
         counts, took = found[-1]
         lines.append(f"{name}: {counts} in {took}s")
-        sums.update({outcome: int(count) for count, outcome in COUNT.findall(counts)})
+        outcomes = {outcome: int(count) for count, outcome in COUNT.findall(counts)}
+        if not outcomes.get("passed"):
+            idle.append(name)
+        sums.update(outcomes)
         seconds += float(took)
     if missing:
         lines.append(f"error: {', '.join(missing)}: expected a closing line of pytest, found none; see its log")
         return lines, False
+    if idle:
+        lines.append(f"error: {', '.join(idle)}: expected at least one test that passed, found none")
     parts = [
         f"{sums[name]} {name}{'s' if name in ('warning', 'error') and sums[name] != 1 else ''}"
         for name in OUTCOMES
         if sums[name]
     ]
     total = f" {', '.join(parts) or 'no tests ran'} in {seconds:.2f}s "
-    return [*lines, total.center(80, "=")], bool(sums["passed"]) and not sums["failed"] + sums["error"]
+    return [*lines, total.center(80, "=")], bool(texts) and not idle and not sums["failed"] + sums["error"]
 
 
 def main(names: list[str]) -> int:

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from accel.config import Config, network
-from accel.resources import resources
 from benchmarks.claims_page import Claim, page
 from benchmarks.common import parser, report
-from sim.baseline import attention_cycles, cached_frame
+from sim.baseline import CachedFrame, attention_cycles, cached_frame
 from sim.energy import energy_estimate
 from sim.expert_cost import experts_over_dense
 from sim.model import simulate_workload
@@ -108,6 +107,13 @@ def experts_claims(config: Config, seed: int) -> list[Claim]:
     ]  # fmt: skip
 
 
+def _bound(frame: CachedFrame) -> tuple[float, float, str]:
+    """Of the MoE layers without reordering: million cycles of loading, of the array, and which of them bounds."""
+    load, array = (sum(getattr(layer, name) for layer in frame.layers) / 1e6
+                   for name in ("load_cycles", "compute_cycles"))  # fmt: skip
+    return load, array, "loads bound" if load > array else "the array bounds"
+
+
 def reordering_claims(config: Config, seed: int, localities: Sequence[float] = LOCALITIES) -> list[Claim]:
     """Reordering against token order with an LRU cache of the same pool, and how locality narrows the gap."""
     task = [config.network.task_names[0]]
@@ -119,24 +125,31 @@ def reordering_claims(config: Config, seed: int, localities: Sequence[float] = L
     }
     least = min(frame.encoder_ratio for frame in uniform.values())
     below = [locality for locality, frame in local.items() if frame.encoder_ratio < REORDERING_GOAL]
-    data = {"uniform": {str(pool): frame.to_dict() for pool, frame in uniform.items()},
-            "locality": {f"{locality:g}": frame.to_dict() for locality, frame in local.items()}}  # fmt: skip
+    def row(frame: CachedFrame) -> dict[str, Any]:
+        load, array, what = _bound(frame)
+        return {**frame.to_dict(), "load_mcycles": load, "array_mcycles": array, "bound": what}
+
+    data = {"uniform": {str(pool): row(frame) for pool, frame in uniform.items()},
+            "locality": {f"{locality:g}": row(frame) for locality, frame in local.items()}}  # fmt: skip
     rates = ", ".join(f"{pool}: {frame.encoder_ratio:.1f}× at {frame.hit_rate:.1%} hits"
                       for pool, frame in uniform.items())  # fmt: skip
     ends = [local[localities[0]], local[localities[-1]]]
+    load, array, bound = _bound(uniform[largest])
+    last_load, last_array, last_bound = _bound(ends[1])
+    at_end = f"at {localities[-1]:g} {last_bound}: {last_load:.1f} M cycles of loading, {last_array:.1f} M of the array"
     return [
         Claim(
             "reordering against an LRU cache, uniform routing", "9.24× (637.5 / 69.0 ms), 8.88× (750.6 / 84.5 ms)",
             f"{least:.1f}× or more; pool of {rates}", f"at least {REORDERING_GOAL}×", least >= REORDERING_GOAL,
             "encoder, attention at the array's peak in both; the baseline gets this engine's array, memory and pool "
-            "and loads ahead without a gap, but computes token by token, so every pair takes a whole tile", data,
+            f"and loads ahead without a gap; in its MoE layers (pool of {largest}) {bound}: {load:.1f} M cycles of "
+            f"loading, {array:.1f} M of the array, whose tiles hold one token", data,
         ),
         Claim(
             "the same, as neighbouring tokens choose alike", "–",
             f"{ends[0].encoder_ratio:.1f}× at locality {localities[0]:g} ({ends[0].hit_rate:.0%} hits) to "
             f"{ends[1].encoder_ratio:.1f}× at {localities[-1]:g} ({ends[1].hit_rate:.0%} hits)", None, not below,
-            f"below {REORDERING_GOAL}× from locality {min(below):g} on: loads vanish, what remains is one token per "
-            "tile" if below else "the cache saves loads, not the tiles of one token",
+            (f"below {REORDERING_GOAL}× from locality {min(below):g} on; " if below else "") + at_end,
         ),
     ]  # fmt: skip
 
@@ -148,28 +161,39 @@ def switching_claim(config: Config, seed: int) -> Claim:
     result = simulate_workload(work, config.hardware)
     extra = switch_extra_cycles(work, result)
     idle = [job["boundary_idle"] for job in result.jobs[:-1]]
+
+    def control(**controls: bool) -> int:
+        other = workload(config, tasks, "uniform", seed=seed, **controls)
+        return simulate_workload(other, config.hardware).cycles - result.cycles
+
+    barrier, held = control(barrier_between_jobs=True), control(prefetch_across_jobs=False)
     return Claim(
-        "cost of a task switch", "0 (\"zero-overhead\")", f"{extra} cycles for {len(tasks) - 1} switches", "0 cycles",
-        extra == 0, f"same jobs and routing, gate tables of one task; array idle {max(idle)} cycles at most between "
-        "jobs, whatever their tasks. In the RTL: python -m benchmarks.rtl_engine switching",
-        {"tasks": tasks, "cycles": result.cycles, "switch_extra_cycles": extra, "boundary_idle": idle},
+        "cost of a task switch", "0 (\"zero-overhead\")", f"{extra} cycles for {len(tasks) - 1} switches; with a "
+        f"barrier between jobs {barrier:+,}, without loading across jobs {held:+,}", "0 cycles", extra == 0,
+        "**0 by construction here**: the simulator times no address, so another gate table cannot cost it anything. "
+        "The evidence is the RTL's: python -m benchmarks.rtl_engine (README, Task switching). What can cost something "
+        f"are the two controls; array idle at most {max(idle)} cycles between jobs",
+        {"tasks": tasks, "cycles": result.cycles, "switch_extra_cycles": extra, "boundary_idle": idle,
+         "with_barrier": barrier, "without_prefetch": held},
     )  # fmt: skip
 
 
 def memory_claim(config: Config, seed: int) -> Claim:
-    """On-chip memory and cycles with 4 to 256 experts."""
+    """On-chip memory of engines built for 4 to 256 experts, and cycles with as many."""
     rows = scaling_study(config, seed=seed)
     built = memory_study(config.hardware)
-    sizes = {row.on_chip_bytes for row in rows} | {row["on_chip_bytes"] for row in built}
-    taken = resources(config.hardware)
+    sizes = {row["on_chip_bytes"] for row in built}
+    first, last = built[0], built[-1]
     longer = {row.experts: row.cycles / rows[0].cycles - 1 for row in rows}
     return Claim(
         "on-chip memory does not depend on the number of experts", "constant",
-        f"{taken.bram:g} RAMB36 and {taken.uram:g} URAM with {rows[0].experts} and with {rows[-1].experts} experts",
+        f"built for {first['max_experts']} experts {first['bram']:g} RAMB36 and {first['uram']:g} URAM, for "
+        f"{last['max_experts']} {last['bram']:g} and {last['uram']:g}",
         "constant", len(sizes) == 1,
-        "queues are linked lists over tokens × top-k, weights pass through a pool; an engine built for at most 4 takes "
-        f"the same as one for 256. Time is not constant: +{longer[rows[-1].experts]:.0%} with {rows[-1].experts} "
-        "experts, whose weights take longer to read than the array computes",
+        "modelled by accel/resources.py; Yosys counts exist for engines of 32, 64 and 256 experts, which differ in "
+        "size too (docs/figures/synth-engines.json). Queues are linked lists over tokens × top-k, weights pass "
+        f"through a pool. Time is not constant: +{longer[rows[-1].experts]:.0%} with {rows[-1].experts} experts, whose "
+        "weights take longer to read than the array computes",
         {"frame": [row.to_dict() for row in rows], "max_experts": built},
     )  # fmt: skip
 

@@ -4,6 +4,10 @@
     python -m benchmarks.policies --bundle build/bundle --frames 4      # routing of other weights
     python -m benchmarks.policies --report                              # tables, as in docs/simulator.md
 
+Every program is judged against its own roofline (weights once per job; once per frame where tasks go layer by layer).
+The roofline of the jobs one by one stands beside it, but a program that shares experts between tasks may well beat that
+one. Exit code 1 if no policy on ``zcu104`` comes within a tenth of its own roofline.
+
 Policies run on ``m3vit-tiny-cityscapes``, where memory binds, with routing recorded from the golden model: a bundle's,
 or random weights'. What they know beforehand is the usage of other images. Engines: ``zcu104``; the same writing on all
 four ports; with slots of half the rows, hence twice as many; with both. Reordering against the cache is measured on
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +40,7 @@ from sim.trace import RoutingTrace, record_trace
 
 TINY, SMALL = "m3vit-tiny-cityscapes", "m3vit-small-pascal"
 GOAL = 0.10
-"""Most that the best policy may be over the roofline of the jobs one by one."""
+"""Most that the policy closest to it may be over the roofline of its own program."""
 POOLS, LOCALITIES = (2, 4, 5), (0.0, 0.25, 0.5, 0.75, 0.9)
 USAGE_FRAMES = 32
 
@@ -141,18 +146,24 @@ def main() -> int:
         policies = tiny_policies(encoder, chosen.frames, chosen.seed, bar)
         cache = small_cache(POOLS, LOCALITIES, chosen.seed, bar)
     both = next(rows for what, rows in policies["zcu104"].items() if " and " in what)
-    best = min(both, key=lambda row: row.cycles)
+    fastest = min(both, key=lambda row: row.cycles)
+    closest = min(both, key=lambda row: row.over_roofline)
+    met = closest.over_roofline <= GOAL
     if chosen.report:
         print_report(policies, cache)
     else:
         results = {
             "policies": {engine: {what: [row.to_dict() for row in rows] for what, rows in runs.items()}
                          for engine, runs in policies.items()},
-            "best": {**best.to_dict(), "goal": GOAL, "met": best.over_jobs_roofline <= GOAL},
+            "fastest": fastest.to_dict(),
+            "closest": {**closest.to_dict(), "goal": GOAL, "met": met},
             "cache": cache,
         }  # fmt: skip
         report("policies", chosen, Config(net).hash, results)
-    return 0 if best.over_jobs_roofline <= GOAL else 1
+    if not met:
+        print(f"policies: zcu104, two tasks: no policy within {GOAL:.0%} of its own roofline; closest: {closest.name}, "
+              f"{closest.over_roofline:+.1%}", file=sys.stderr)  # fmt: skip
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

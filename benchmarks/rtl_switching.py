@@ -28,7 +28,8 @@ from host.driver import Driver
 from host.simulated import run_synthetic
 
 BOUNDARY_SLACK = 8
-"""Most idle cycles of the array between two jobs over those between the same two layers within a job."""
+"""Most idle cycles of the array between two jobs over those between the same two layers within a job, on average; and
+of each over the longest wait between two layers of the same chain as one job."""
 SWITCHING_MARGIN = 1.06
 """Most cycles of jobs A, A, A, A over :func:`least_cycles` (memory's refresh alone takes 3.3 %), cold start apart."""
 CONTROLS = ("ABAB with barriers", "ABAB without prefetch")
@@ -124,6 +125,11 @@ def switching_misses(switch: dict[str, Any], bounded: bool = True) -> list[str]:
     boundaries, extra = len(same["jobs"]) - 1, switch["boundary_over_layer_idle"]
     need(extra <= boundaries * BOUNDARY_SLACK, f"{boundaries} boundaries between jobs idle {extra} cycles more "
          f"than within one, expected at most {BOUNDARY_SLACK} each")  # fmt: skip
+    whole = programs["AAAA in one job"]["jobs"][0]
+    for index, job in enumerate(same["jobs"][:-1]):
+        idle, most_idle = job["boundary_idle"], whole["layer_idle_max"] + BOUNDARY_SLACK
+        need(idle <= most_idle, f"boundary {index} between jobs: the array idles {idle} cycles, expected at most "
+             f"{most_idle}: {BOUNDARY_SLACK} more than between any two layers within one")  # fmt: skip
     busy = sum(job["array_cycles"] for job in same["jobs"])
     need(busy == switch["least_array_cycles"], f"{busy} array cycles, expected {switch['least_array_cycles']}")
     most = SWITCHING_MARGIN * switch["least_cycles"] + switch["cold_cycles"]

@@ -81,7 +81,7 @@ class Exploration:
         exhaustive: whether every configuration that fits was simulated, those in ``failed`` apart.
         engines: what the space holds; None if it is too large to be listed.
         simulated: simulations of this call; the others were in the journal.
-        reference: the base engine, if the network runs on it.
+        reference: the base engine at its own clock, if the network runs on it.
         failed: configurations that the simulator could not simulate, one line each, by key.
     """
 
@@ -106,7 +106,7 @@ class Search:
     """One search; :meth:`run` does it.
 
     Args:
-        trials: configurations to simulate at most, those in the journal included.
+        trials: configurations to simulate at most, those in the journal and the base included.
         seed: of the search (routing has its own).
         rtl_only: leave out engines that the RTL cannot be built for.
         processes: that simulate at the same time.
@@ -140,27 +140,50 @@ class Search:
 
     def expected(self, listed: Engines | None) -> int:
         """Configurations that :meth:`run` will want, at most."""
-        if listed is None:
-            return self.trials
-        return min(self.trials, len(listed.fitting) * sum(1 for _ in self.space.part(free=True)))
+        every = self._every(listed)
+        return self.trials if every is None else len(every)
+
+    def _base(self) -> Candidate | None:
+        """The base engine as a configuration of this search: at a clock and in an order of the space; None if it is
+        not possible. A search that begins with it can find nothing worse."""
+        values, choice = self.space.values, dict[str, int | str]()
+        if self.problem.base.clock_mhz not in values.get("clock_mhz", (self.problem.base.clock_mhz,)):
+            choice["clock_mhz"] = max(int(clock) for clock in values["clock_mhz"])
+        if "schedule" in values:
+            choice["schedule"] = "index" if "index" in values["schedule"] else values["schedule"][0]
+        return self._propose(choice)[0]
+
+    def _every(self, listed: Engines | None) -> list[Candidate] | None:
+        """All that is possible, the base first; None if that is more than ``trials``."""
+        free = list(self.space.part(free=True))
+        if listed is None or len(listed.fitting) * len(free) > self.trials:
+            return None
+        base = self._base()
+        every = {base.key: base} if base is not None else {}
+        for choice in listed.fitting:
+            for rest in free:
+                candidate = self.problem.candidate({**choice, **rest})
+                every.setdefault(candidate.key, candidate)
+        return list(every.values()) if len(every) <= self.trials else None
 
     def run(self, listed: Engines | None) -> Exploration:
         """Search. ``listed``: what :meth:`look` found."""
         from joblib import Parallel
 
-        base, free = self.problem.base, list(self.space.part(free=True))
+        base, every, first = self.problem.base, self._every(listed), self._base()
         found = Exploration(self.problem, self.space, self.objectives, engines=listed)
         with Parallel(n_jobs=self.processes, return_as="generator_unordered") as self._pool:
-            if listed is not None and len(listed.fitting) * len(free) <= self.trials:
-                every = ({**choice, **rest} for choice in listed.fitting for rest in free)
-                self._evaluate([self.problem.candidate(choice) for choice in every])
+            if every is not None:
+                self._evaluate(every)
                 found.exhaustive = True
             else:
-                self._sample(listed, free)
+                self._evaluate([first] if first is not None else [])
+                self._sample(listed, list(self.space.part(free=True)))
             if not self.points and self.failed:
                 raise M3vitError(f"none of {len(self.failed)} configurations could be simulated; the first: "
                                  f"{next(iter(self.failed.values()))}")  # fmt: skip
-            if not self.points:
+            others = {*self.points, *self.failed} - {first.key if first is not None else ""}
+            if not others and listed is None and self.trials > 1:
                 raise ConfigError(f"space: none of {ATTEMPTS} random configurations of {self.space.size:,} is possible")
             with contextlib.suppress(ConfigError):  # the network may need another engine than the base
                 self.problem.check(base)

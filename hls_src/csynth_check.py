@@ -110,8 +110,12 @@ def _loops(root: ElementTree.Element) -> Iterator[tuple[str, ElementTree.Element
 
 
 def _named(label: str, name: str) -> bool:
-    """Whether a loop called ``name`` in the report is, or was merged from, the loop ``label``."""
-    return f"_{label}_" in f"_{name}_"
+    """Whether a loop called ``name`` in the report is the loop ``label``, inlined or flattened into others or not.
+
+    What is in front of the label are outer loops or callers: ``GATHER_LINE_GATHER_STEP`` is GATHER_STEP;
+    ``WALK_EXPERT`` is not WALK.
+    """
+    return name == label or name.endswith(f"_{label}")
 
 
 def _table(root: ElementTree.Element, where: str) -> dict[str, float]:

@@ -194,7 +194,7 @@ class Driver(Closing):
             DeviceError: sizes or alignments do not fit, the engine would refuse a command, or a program runs in
                 ``memory``.
         """
-        if self._running is not None and self._running.memory is memory:
+        if self._runs_in(memory):
             raise DeviceError("memory: expected memory in which no program runs, found that of the running one")
         check_program(program, memory, Limits(self.device.hardware))
         offsets = program.arena.offsets
@@ -221,9 +221,18 @@ class Driver(Closing):
         device.write_register(Reg.PROGRAM, program.arena.offsets["program"])
         device.write_register(Reg.COMMANDS, len(program.commands))
         device.write_register(Reg.RECORD, program.arena.offsets["record"])
-        device.write_register(Reg.AP_CTRL, _START)
-        self._running = Run(self, program, memory)
-        return self._running
+        # Noted first: a caller interrupted on the way back must not free the memory of a program that has started.
+        run = self._running = Run(self, program, memory)
+        try:
+            device.write_register(Reg.AP_CTRL, _START)
+        except DeviceError:
+            self._running = None
+            raise
+        return run
+
+    def _runs_in(self, memory: Buffer) -> bool:
+        running = self._running  # read once: a queue's thread sets it to None when the program ends
+        return running is not None and running.memory is memory
 
     def _check_free(self) -> None:
         if self._running is not None:
@@ -266,7 +275,7 @@ class Driver(Closing):
 
     def _release(self, memory: Buffer) -> None:
         """Make sure that no running program uses ``memory``."""
-        if self._running is not None and self._running.memory is memory:
+        if self._runs_in(memory):
             self.reset()
 
 

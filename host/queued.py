@@ -35,6 +35,7 @@ class Submission:
         self.loaded, self.program, self.timeout = loaded, program, timeout
         self._done, self._ready = threading.Event(), threading.Event()
         self._placed: Placed | None = None
+        self._launched = False
         self._record: Record | None = None
         self._error: BaseException | None = None
 
@@ -64,10 +65,8 @@ class Submission:
         """Check the program and write it to its memory. What is wrong with it is said when its turn comes."""
         try:
             self._placed = self.loaded.place(self.program)
-        except BaseException as error:  # it belongs to whoever waits for this submission
+        except Exception as error:  # it belongs to whoever waits for this submission
             self._error = error
-        finally:
-            self._ready.set()
 
     def _run(self) -> Record:
         """Run the program, in the queue's thread; those before it have ended."""
@@ -76,6 +75,8 @@ class Submission:
             raise self._error
         if self._placed is None:
             self._placed = self.loaded.place(self.program)
+        self.loaded._check(0, 0)
+        self._launched = True
         return self.loaded.launch(self._placed).wait(self.timeout)
 
     def _end(self, record: Record | None, error: BaseException | None = None) -> None:
@@ -86,7 +87,8 @@ class Submission:
 class ProgramQueue(Closing):
     """Runs programs in the order of their submission. While it is open, nobody else may start any on its driver.
 
-    A program that fails is followed by a reset of the engine, and the next one runs.
+    A program that fails once launched is followed by a reset of the engine, one that was refused before is not. The
+    next one runs in either case.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -107,16 +109,20 @@ class ProgramQueue(Closing):
             timeout: seconds that the program may take once it has started.
         """
         submission = Submission(loaded, program, timeout)
-        with self._changed:
-            if self._closed:
-                raise DeviceError("queue: expected an open queue, found a closed one")
-            ahead = all(other.loaded.memory is not loaded.memory for other in (*self._waiting, *self._current))
-            self._waiting.append(submission)
-            self._changed.notify_all()
-        if ahead:
-            submission._place()
-        else:
-            submission._ready.set()  # its memory is in use until those before it have ended
+        try:
+            with self._changed:
+                if self._closed:
+                    raise DeviceError("queue: expected an open queue, found a closed one")
+                ahead = all(other.loaded.memory is not loaded.memory for other in (*self._waiting, *self._current))
+                self._waiting.append(submission)
+                self._changed.notify_all()
+            if ahead:  # else its memory is in use until those before it have ended
+                submission._place()
+        except BaseException as error:  # an interrupted caller gets no submission, so the program must not run
+            submission._error = error
+            raise
+        finally:
+            submission._ready.set()
         return submission
 
     def attach(self, loaded: LoadedBundle) -> QueuedBundle:
@@ -139,7 +145,7 @@ class ProgramQueue(Closing):
             try:
                 record = submission._run()
             except BaseException as error:  # it belongs to whoever waits for this submission
-                failure = self._recover(error)
+                failure = self._recover(error) if submission._launched else error
             with self._changed:
                 self._current = []
             submission._end(record, failure)
@@ -153,13 +159,15 @@ class ProgramQueue(Closing):
         return error
 
     def close(self) -> None:
-        """Wait for the program that runs; those that were not started fail. Closing twice is harmless."""
+        """Wait for the program that runs, and until none is written to its memory any more; those that were not started
+        fail. Closing twice is harmless."""
         with self._changed:
             self._closed = True
             dropped = list(self._waiting)
             self._waiting.clear()
             self._changed.notify_all()
         for submission in dropped:
+            submission._ready.wait()
             submission._end(None, DeviceError("queue: closed before the program's turn"))
         self._thread.join()
 

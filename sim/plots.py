@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel.atomic import atomic_write
+from accel.errors import M3vitError
 from sim.results import STALLS, LayerResult, Result
 from sim.svg import circle as _circle
 from sim.svg import document as _svg
@@ -109,14 +110,13 @@ def layer_cycles(result: Result, job: int = 0) -> str:
 
 
 def scaling_cycles(rows: Sequence[ScalingRow], title: str) -> str:
-    """A bar per number of experts, stacked by where the frame's cycles went, its on-chip memory behind it."""
+    """A bar per number of experts, stacked by where the frame's cycles went."""
     bars = []
     for row in rows:
         parts: dict[str, float] = dict.fromkeys(COLOURS, 0.0)
         for name, cycles in row.breakdown.items():
             parts[name if name in parts else "idle"] += cycles
-        behind = f"{row.cycles:,} cycles, {row.bram:g} RAMB36 + {row.uram:g} URAM"
-        bars.append((f"{row.experts} experts", parts, behind))
+        bars.append((f"{row.experts} experts", parts, f"{row.cycles:,} cycles"))
     return _stacked(bars, title, right=280.0)
 
 
@@ -166,9 +166,12 @@ def save_plots(
     folder: str | os.PathLike[str], result: Result, scaling: Sequence[ScalingRow] | None = None,
     policies: Sequence[PolicyRow] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write all plots to ``folder``; returns the files."""
+    """Write all plots to ``folder``; returns the files. M3vitError if the file system refuses."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise M3vitError(f"{target}: cannot write: {error.strerror or error}") from error
     files = []
     texts = {"roofline": roofline(result), "layers": layer_cycles(result), "experts": expert_load(result)}
     if scaling is not None:

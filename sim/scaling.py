@@ -47,7 +47,6 @@ class ScalingRow:
         ideal_experts: cycles at the array's peak without the gates: what stays the same.
         gate_cycles: array busy with gates.
         weight_bytes: of all experts of all layers, in memory; ``ddr_bytes`` what a frame moves.
-        bram, uram, on_chip_bytes: of the engine that ran it.
         joules: estimate, (low, high).
     """
 
@@ -59,9 +58,6 @@ class ScalingRow:
     gate_cycles: int
     weight_bytes: int
     ddr_bytes: int
-    bram: float
-    uram: float
-    on_chip_bytes: int
     joules: Range
 
     @property
@@ -104,7 +100,6 @@ def scaling_study(
     if not isinstance(routing, str):
         raise ConfigError(f"scaling: routing: expected a pattern, found a recording of network {routing.network!r}, "
                           "which has a number of experts of its own")  # fmt: skip
-    taken = resources(config.hardware)
     rows = []
     for experts in expert_counts(config, counts):
         here = with_experts(config, experts)
@@ -117,15 +112,17 @@ def scaling_study(
                 experts, result.cycles, result.milliseconds, result.breakdown,
                 round((result.counters["macs"] - gates) / here.hardware.macs_per_cycle),
                 result.counters["gate_cycles"], sum(layer.experts * layer.expert_bytes for layer in moe),
-                result.ddr_bytes, taken.bram, taken.uram, memory_bytes(taken),
-                energy_estimate(result, work.commands).joules,
+                result.ddr_bytes, energy_estimate(result, work.commands).joules,
             )
         )  # fmt: skip
     return rows
 
 
 def memory_study(hardware: Hardware, counts: Sequence[int] = EXPERTS) -> list[dict[str, Any]]:
-    """On-chip memory of engines *built* for at most so many experts: ``max_experts``, RAMB36, URAM288, bytes."""
+    """On-chip memory of engines *built* for at most so many experts: ``max_experts``, RAMB36, URAM288, bytes.
+
+    Modelled by ``accel/resources.py``. One engine takes the same whatever number of experts runs on it.
+    """
     found = []
     for count in counts:
         taken = resources(dataclasses.replace(hardware, max_experts=count))

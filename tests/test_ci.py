@@ -55,9 +55,11 @@ def test_both_pass(tmp_path: Path) -> None:
         ("echo 'ruff: Found 1 error.'; exit 2", f"echo '{BOARD}'", "error: test: expected a closing line of pytest"),
         ("exit 2", "exit 2", "error: test, test-pynq: expected"),
         ("echo '== 3 skipped in 1.00s =='", "echo '== 3 skipped in 1.00s =='", "6 skipped in 2.00s"),
+        ("echo '== 5 passed in 1.00s =='", "echo '== 71 skipped in 1.00s =='", "5 passed, 71 skipped in 2.00s"),
+        ("echo '== no tests ran in 1.00s =='", f"echo '{BOARD}'", "71 passed in 45.97s"),
         (f"echo '{GOOD}'; exit 1", f"echo '{BOARD}'", bare(SUM)),
     ],
-    ids=["test", "pynq", "installation", "lint", "both", "nothing ran", "after the tests"],
+    ids=["test", "pynq", "installation", "lint", "both", "nothing ran", "one skipped", "one empty", "after the tests"],
 )
 def test_a_failure_is_seen(tmp_path: Path, test: str, test_pynq: str, last: str | None) -> None:
     code, lines = run(tmp_path, test, test_pynq)
@@ -65,6 +67,11 @@ def test_a_failure_is_seen(tmp_path: Path, test: str, test_pynq: str, last: str 
     assert bare(lines[-1]).startswith(
         last or "1301 passed, 12 skipped, 2 deselected, 1 warning, 2 errors in 501.12s"
     ), lines[-1]
+
+
+def test_a_run_that_passed_nothing_is_named(tmp_path: Path) -> None:
+    code, lines = run(tmp_path, f"echo '{GOOD}'", "echo '== 71 skipped in 1.00s =='")
+    assert code == 1 and lines[-2] == "error: test-pynq: expected at least one test that passed, found none"
 
 
 def test_python_that_pynq_has_no_packages_for(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--hardware", "hardware_name", metavar="NAME|FILE.json",
               help="Engine for fields that the space does not list.  [default: the bundle's, or zcu104]")  # fmt: skip
 @click.option("--jobs", metavar="TASK,TASK,…", help="One frame for each, chained.  [default: every task]")
-@click.option("--routing", default="uniform", show_default=True, metavar="uniform|zipf|one|FILE",
+@click.option("--routing", default="uniform", show_default=True, metavar="uniform|zipf|one|local:P|FILE",
               help="Where tokens go, as for `m3vit simulate`.")  # fmt: skip
 @click.option("--memory", multiple=True, metavar="NAME=NUMBER",
               help="Change the memory, in cycles of 300 MHz; engines see the same nanoseconds; repeat.")  # fmt: skip
@@ -51,9 +51,10 @@ def command(
 ) -> None:  # fmt: skip
     """Search engines for BUNDLE or NETWORK that fit a ZCU104, simulate them, and keep those that no other beats.
 
-    Few configurations are simulated one and all, many by a genetic search (NSGA-II) that starts from random ones. A run
-    that was killed continues; a configuration is simulated once. OUT gets explore.json, pareto.svg, a hardware file for
-    every configuration of the front and best.json, the fastest of them: files that --hardware of other commands takes.
+    Few configurations are simulated one and all, many by a genetic search (NSGA-II). The base engine comes first, where
+    it is possible, and counts like any other. A run that was killed continues; a configuration is simulated once. OUT
+    gets explore.json, pareto.svg, a hardware file for every configuration of the front and best.json, the fastest of
+    them: files that --hardware of other commands takes.
 
     Whether an engine meets its clock is not known here, so with several clocks the clock is minimized too: each has its
     own front. LUTs are a fit (docs/exploring.md); all cycles are the simulator's.

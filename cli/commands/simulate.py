@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from sim.scaling import ScalingRow
 
 _SCHEDULES = ("index", "longest_first", "resident_first")
+_EXCLUSIVE = (
+    ("--schedule", "--policy"), ("--schedule", "--compare"), ("--barrier", "--compare"), ("--no-prefetch", "--compare"),
+    ("--policy", "--switching"), ("--policy", "--scaling"),
+)  # fmt: skip
+"""Options without effect on what the other does: a policy orders the experts itself, a comparison runs its own
+programs, sequences and scaling follow --schedule."""
 
 
 @click.command()
@@ -27,8 +33,7 @@ _SCHEDULES = ("index", "longest_first", "resident_first")
 @click.option("--routing", default="uniform", show_default=True, metavar="uniform|zipf|one|local:P|FILE",
               help="Where tokens go: a pattern (local: neighbours keep an expert with probability P), a trace of "
                    "`m3vit trace` (.npz), or expert usage (.json).")  # fmt: skip
-@click.option("--schedule", default="index", show_default=True, type=click.Choice(_SCHEDULES),
-              help="Order of the experts.")  # fmt: skip
+@click.option("--schedule", type=click.Choice(_SCHEDULES), help="Order of the experts.  [default: index]")
 @click.option("--policy", metavar="NAME", help="Instead of --schedule: a policy of --compare but cache.")
 @click.option("--compare", is_flag=False, flag_value="all", metavar="[POLICY,…]",
               help="Also run the same jobs under these policies, or all of them, and say how far each is from what is "
@@ -44,13 +49,15 @@ _SCHEDULES = ("index", "longest_first", "resident_first")
               help="Also run sequences of this many jobs of two tasks: A→A, A→B, alternating, random.")  # fmt: skip
 @click.option("--scaling", is_flag=True,
               help="Also run one frame with 4 to 256 experts at constant activated work.")  # fmt: skip
-@click.option("--timeline", type=click.Path(path_type=Path), help="Write a Chrome trace (ui.perfetto.dev) there.")
-@click.option("--plots", type=click.Path(path_type=Path), help="Write plots as SVG to this folder.")
+@click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write a Chrome trace (ui.perfetto.dev) there.")  # fmt: skip
+@click.option("--plots", type=click.Path(path_type=Path, file_okay=False),
+              help="Write plots as SVG to this folder.")  # fmt: skip
 @click.option("--layers", is_flag=True, help="Print every layer of the first job.")
 @json_option
 @quiet_option
 def command(
-    source: str, hardware_name: str | None, jobs: str | None, routing: str, schedule: str, policy: str | None,
+    source: str, hardware_name: str | None, jobs: str | None, routing: str, schedule: str | None, policy: str | None,
     compare: str | None, usage: Path | None, memory: tuple[str, ...], seed: int, barrier: bool, no_prefetch: bool,
     switching: int | None, scaling: bool, timeline: Path | None, plots: Path | None, layers: bool, as_json: bool,
     quiet: bool,
@@ -81,12 +88,18 @@ def command(
     from sim.switching import switch_extra_cycles, switching_report
     from sim.workload import workload
 
+    given = {
+        "--schedule": schedule is not None, "--policy": policy is not None, "--compare": compare is not None,
+        "--usage": usage is not None, "--barrier": barrier, "--no-prefetch": no_prefetch,
+        "--switching": switching is not None, "--scaling": scaling,
+    }  # fmt: skip
+    _check_options({name for name, present in given.items() if present})
     settings = parse_memory(memory)
     config = open_config(source, hardware_name)
     model = settings.at_clock(config.hardware.clock_mhz)
     tasks = parse_jobs(jobs, config.network)
     pattern = parse_routing(routing)
-    order = Schedule[schedule.upper()]
+    order = Schedule[(schedule or "index").upper()]
     work = workload(
         config, tasks, pattern, seed=seed, schedule=order, barrier_between_jobs=barrier,
         prefetch_across_jobs=not no_prefetch,
@@ -122,9 +135,9 @@ def command(
     if as_json:
         data: dict[str, Any] = {
             "source": source, "config": config.name, "config_hash": config.hash, "jobs_run": list(work.tasks),
-            "routing": routing, "schedule": schedule, "policy": policy, "seed": seed, "memory": model.to_dict(),
-            "memory_hash": model.hash, "switch_extra_cycles": extra, **result.to_dict(),
-            "energy_estimate": energy.to_dict(),
+            "routing": routing, "schedule": order.name.lower() if policy is None else None, "policy": policy,
+            "seed": seed, "memory": model.to_dict(), "memory_hash": model.hash,
+            "switch_extra_cycles": extra, **result.to_dict(), "energy_estimate": energy.to_dict(),
         }  # fmt: skip
         if rows is not None:
             data["switching"] = [row.to_dict() for row in rows]
@@ -151,6 +164,17 @@ def command(
         _print_scaling(scaled, config.hardware)
     for file in files:
         note(f"wrote {file}", quiet)
+
+
+def _check_options(given: set[str]) -> None:
+    """ConfigError for options of which one would be without effect beside, or without, the other."""
+    from accel.errors import ConfigError
+
+    for first, second in _EXCLUSIVE:
+        if {first, second} <= given:
+            raise ConfigError(f"{first}: expected without {second}, which it has no effect on; found both")
+    if "--usage" in given and not given & {"--policy", "--compare"}:
+        raise ConfigError("--usage: expected together with --policy or --compare, found neither")
 
 
 def _print(result: Result, tasks: tuple[str, ...], extra: int | None, name: str, layers: bool) -> None:
@@ -206,12 +230,11 @@ def _print_scaling(rows: list[ScalingRow], hardware: Hardware) -> None:
     from sim.scaling import memory_study
 
     print("\none frame, top-k and expert width as they are:")
-    header = ("experts", "cycles", "ms", "ideal, no gates", "gates", "padding", "stalls", "MB moved", "RAMB36", "URAM",
-              "on chip, KiB", "mJ low", "mJ high")  # fmt: skip
+    header = ("experts", "cycles", "ms", "ideal, no gates", "gates", "padding", "stalls", "MB moved",
+              "mJ low", "mJ high")  # fmt: skip
     print(table(header, [
         (row.experts, row.cycles, row.milliseconds, row.ideal_experts, row.gate_cycles, row.breakdown["padding"],
-         row.stalls, round(row.ddr_bytes / 1e6, 1), row.bram, row.uram, row.on_chip_bytes // 1024,
-         1e3 * row.joules[0], 1e3 * row.joules[1])
+         row.stalls, round(row.ddr_bytes / 1e6, 1), 1e3 * row.joules[0], 1e3 * row.joules[1])
         for row in rows
     ]))  # fmt: skip
     print(f"\n{hardware.name} built for at most so many experts:")

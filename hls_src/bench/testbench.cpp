@@ -51,7 +51,9 @@ std::size_t replay(const std::string& folder) {
   if (before.size() != after.size()) {
     throw std::runtime_error(folder + ": before.bin and after.bin: expected the same size");
   }
-  std::vector<m3vit::beat_t> memory(before.size() / m3vit::PORT_BYTES);
+  // Co-simulation copies COSIM_BEATS beats per argument, whatever the image needs.
+  const std::size_t beats = std::max(before.size() / m3vit::PORT_BYTES, std::size_t{m3vit::COSIM_BEATS});
+  std::vector<m3vit::beat_t> memory(beats);
   auto* const bytes = reinterpret_cast<std::uint8_t*>(memory.data());
   static_assert(sizeof(m3vit::beat_t) == m3vit::PORT_BYTES, "memory is an array of beats");
   std::copy(before.begin(), before.end(), bytes);

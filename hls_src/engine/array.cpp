@@ -11,7 +11,7 @@ constexpr int KEPT_BEATS = MAX_INPUT_BEATS > MAX_HIDDEN_BEATS ? MAX_INPUT_BEATS 
 }  // namespace
 
 void array(Stream<tile_t>& tiles, Stream<operand_t>& operands, Stream<operand_t>& hidden, Stream<row_t>& filled,
-           Stream<tile_t>& drain_tiles, Stream<sums_t>& sums, const weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS]) {
+           Stream<tile_t>& drain_tiles, Stream<pair_sums_t> sums[PAIRS], const weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS]) {
   operand_t kept[KEPT_BEATS];  // operands of a layer, for its output tiles after the first
 #pragma HLS AGGREGATE variable = kept
 #pragma HLS BIND_STORAGE variable = kept type = ram_2p impl = lutram
@@ -59,8 +59,19 @@ TILES:
         multiply(finished, x, weights[row], k == 0);
         ++row;
         if (k == beats - 1) {
-          finished.group = place_t(group);
-          sums.write(finished);
+        SEND_PAIR:
+          for (int pair = 0; pair < PAIRS; ++pair) {
+#pragma HLS UNROLL
+            pair_sums_t part;
+            part.group = place_t(group);
+          SEND_LANE:
+            for (int lane = 0; lane < O; ++lane) {
+#pragma HLS UNROLL
+              part.value[0][lane] = finished.value[2 * pair][lane];
+              part.value[1][lane] = finished.value[2 * pair + 1][lane];
+            }
+            sums[pair].write(part);
+          }
           ++group;
           ++o;
           k = 0;

@@ -12,7 +12,7 @@ namespace m3vit {
 // (without hidden columns only the second line, over the inputs). One row of weights per cycle. In the first tile of a
 // unit, whose weights may still be on their way, every output tile begins at the row that `filled` names.
 void array(Stream<tile_t>& tiles, Stream<operand_t>& operands, Stream<operand_t>& hidden, Stream<row_t>& filled,
-           Stream<tile_t>& drain_tiles, Stream<sums_t>& sums, const weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS]);
+           Stream<tile_t>& drain_tiles, Stream<pair_sums_t> sums[PAIRS], const weight_row_t weights[WEIGHT_SLOTS * SLOT_ROWS]);
 
 }  // namespace m3vit
 

@@ -13,7 +13,7 @@ biased_t with_bias(const sums_t& sums, const group_t& group, int t, int lane) {
 
 }  // namespace
 
-void drain(Stream<tile_t>& tiles, Stream<sums_t>& sums, Stream<operand_t>& hidden, Stream<logits_t>& logits,
+void drain(Stream<tile_t>& tiles, Stream<pair_sums_t> sums[PAIRS], Stream<operand_t>& hidden, Stream<logits_t>& logits,
            Stream<tile_t>& result_tiles, Stream<result_t>& results, Stream<slot_t>& freed,
            const group_t groups[WEIGHT_SLOTS * SLOT_GROUPS], const act_t gelu[O][WEIGHT_SLOTS * GELU_BYTES]) {
   act_t block[T][O];  // a hidden tile
@@ -37,9 +37,22 @@ TILES:
       const int bits = is_hidden || linear ? ACTIVATION_BITS : RESIDUAL_BITS;
       const bool narrow = !is_hidden && tile.narrow;
       const int count = is_hidden ? T : int(tile.count);  // the array takes beats of all T tokens
-      const sums_t finished = sums.read();
+      sums_t finished;
 #pragma HLS ARRAY_PARTITION variable = finished.value complete dim = 0
-      const group_t parameters = groups[int(finished.group)];
+      place_t group = place_t(0);
+    TAKE_PAIR:
+      for (int pair = 0; pair < PAIRS; ++pair) {
+#pragma HLS UNROLL
+        const pair_sums_t part = sums[pair].read();
+        group = part.group;  // the same in every pair: the last one has it when all sums are there
+      TAKE_LANE:
+        for (int lane = 0; lane < O; ++lane) {
+#pragma HLS UNROLL
+          finished.value[2 * pair][lane] = part.value[0][lane];
+          finished.value[2 * pair + 1][lane] = part.value[1][lane];
+        }
+      }
+      const group_t parameters = groups[int(group)];
     DRAIN_TOKEN:
       for (int t = 0; t < count; ++t) {
 #pragma HLS PIPELINE II = 1

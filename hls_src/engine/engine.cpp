@@ -94,7 +94,13 @@ void m3vit_engine(Port read0, Port read1, Port read2, Port read3, Port write0, P
   Channel<tile_t, depth::TILES.depth> tiles(depth::TILES.name);
   Channel<operand_t, depth::OPERANDS.depth> operands(depth::OPERANDS.name);
   Channel<tile_t, depth::DRAIN_TILES.depth> drain_tiles(depth::DRAIN_TILES.name);
-  Channel<sums_t, depth::SUMS.depth> sums(depth::SUMS.name);
+#ifdef __SYNTHESIS__
+  constexpr int SUMS_DEPTH = depth::SUMS.depth;
+  Stream<pair_sums_t> sums[PAIRS];
+#pragma HLS STREAM variable = sums depth = SUMS_DEPTH
+#else
+  Channels<pair_sums_t, depth::SUMS.depth, PAIRS> sums(depth::SUMS.name);
+#endif
   Channel<operand_t, depth::HIDDEN.depth> hidden(depth::HIDDEN.name);
   Channel<tile_t, depth::RESULT_TILES.depth> result_tiles(depth::RESULT_TILES.name);
   Channel<result_t, depth::RESULTS.depth> results(depth::RESULTS.name);

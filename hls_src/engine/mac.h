@@ -29,8 +29,9 @@ MAC_PAIR:
       for (int i = 0; i < I; ++i) {
 #pragma HLS UNROLL
         const pair_t pair = (pair_t(x.value[t + 1][i]) << LOW_BITS) + pair_t(x.value[t][i]);
-        cascade += pair * ap_int<8>(row.value[o * I + i]);
-#pragma HLS BIND_OP variable = cascade op = mul impl = dsp
+        const packed_t product = pair * ap_int<8>(row.value[o * I + i]);
+#pragma HLS BIND_OP variable = product op = mul impl = dsp
+        cascade += product;
       }
       const ap_int<LOW_BITS> low = cascade.range(LOW_BITS - 1, 0);
       const ap_int<LOW_BITS + 3> high = ap_int<LOW_BITS + 3>(cascade >> LOW_BITS) + ap_int<2>(low < 0 ? 1 : 0);

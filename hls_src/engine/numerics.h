@@ -11,7 +11,11 @@ template <class V>
 V shift_round_even(V value, int shift) {
 #pragma HLS INLINE
   if (shift <= 0) {
-    return V(value * (V(1) << -shift));  // a product, because a negative value must not be shifted left
+#if defined(__SYNTHESIS__) || defined(M3VIT_AP_TYPES)
+    return V(value << unsigned(-shift));
+#else
+    return V(value * (V(1) << -shift));  // a product, because a negative native integer must not be shifted left
+#endif
   }
   const V odd = V(value >> shift) & V(1);
   const V half = V((V(1) << (shift - 1)) - V(1));

@@ -6,15 +6,46 @@ namespace {
 
 constexpr std::uint32_t CRC_POLYNOMIAL = 0xEDB88320U;  // CRC-32 of IEEE 802.3, reflected
 
-std::uint32_t crc_word(std::uint32_t crc, std::uint32_t word) {
+struct crc_map_t {  // what each bit of a CRC becomes; the map is linear over XOR
+  std::uint32_t of_bit[32];
+};
+
+// `words` words of zeros further on.
+constexpr crc_map_t crc_map(int words) {
+  crc_map_t map = {};
+  for (int bit = 0; bit < 32; ++bit) {
+    std::uint32_t crc = std::uint32_t{1} << bit;
+    for (int step = 0; step < 32 * words; ++step) {
+      crc = (crc >> 1) ^ ((crc & 1U) != 0U ? CRC_POLYNOMIAL : 0U);
+    }
+    map.of_bit[bit] = crc;
+  }
+  return map;
+}
+
+constexpr crc_map_t ONE_WORD = crc_map(1);
+constexpr crc_map_t TWO_WORDS = crc_map(2);
+
+// A tree of XORs with constant masks, five deep, where the bits one after the other would be 32 steps per word.
+std::uint32_t apply(const crc_map_t& map, std::uint32_t value) {
 #pragma HLS INLINE
-  crc ^= word;
+  std::uint32_t term[32];
+#pragma HLS ARRAY_PARTITION variable = term complete
 CRC_BIT:
   for (int bit = 0; bit < 32; ++bit) {
 #pragma HLS UNROLL
-    crc = (crc >> 1) ^ ((crc & 1U) != 0U ? CRC_POLYNOMIAL : 0U);
+    term[bit] = ((value >> bit) & 1U) != 0U ? map.of_bit[bit] : 0U;
   }
-  return crc;
+CRC_LEVEL:
+  for (int level = 0; level < 5; ++level) {
+#pragma HLS UNROLL
+  CRC_XOR:
+    for (int i = 0; i < (16 >> level); ++i) {
+#pragma HLS UNROLL
+      term[i] ^= term[i + (16 >> level)];
+    }
+  }
+  return term[0];
 }
 
 // Whether every unit of an expert is in a slot.
@@ -102,8 +133,10 @@ LAYERS:
       }
       tail[expert] = node_t(node);
       lengths[expert] = token_t(length + 1);
-      running = crc_word(running, std::uint32_t(expert) | std::uint32_t(token) << 16);
-      running = crc_word(running, std::uint32_t(pick.weight));
+      // The words' own share is outside the recurrence: only the map of the CRC so far is in it.
+      const std::uint32_t place = std::uint32_t(expert) | std::uint32_t(token) << 16;
+      const std::uint32_t words = apply(TWO_WORDS, place) ^ apply(ONE_WORD, std::uint32_t(pick.weight));
+      running = apply(TWO_WORDS, running) ^ words;
       if (rank == top_k - 1) {
         rank = 0;
         ++token;

@@ -21,6 +21,7 @@ constexpr int MAX_HIDDEN_BEATS = MAX_HIDDEN / I;
 constexpr int MAX_HIDDEN_TILES = ceil_div(MAX_HIDDEN, O);
 constexpr int BLOCK_BEATS = O / I;  // beats that one hidden tile of O columns feeds to the second layer
 constexpr int WIDE_TILES = ceil_div(MAX_WIDTH, O);
+constexpr int PAIRS = T / 2;  // two tokens share a multiplier and a word of sums
 constexpr int GATE_TILES = ceil_div(MAX_EXPERTS, O);
 
 // ---- lines

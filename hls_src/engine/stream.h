@@ -3,6 +3,8 @@
 #ifndef M3VIT_STREAM_H
 #define M3VIT_STREAM_H
 
+#include "stream_word.h"
+
 #ifdef __SYNTHESIS__
 
 #include <hls_stream.h>
@@ -10,9 +12,9 @@
 namespace m3vit {
 
 template <class V>
-using Stream = hls::stream<V>;
+using Stream = hls::stream<typename StreamWord<V>::type>;
 template <class V, int DEPTH>
-using Channel = hls::stream<V, DEPTH>;
+using Channel = hls::stream<typename StreamWord<V>::type, DEPTH>;
 
 // Hardware polls: the loop around looks again in the next cycle.
 template <class... Streams>

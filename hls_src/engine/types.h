@@ -188,9 +188,13 @@ struct operand_t {  // inputs of one array beat
   act_t value[T][I];
 };
 
-struct sums_t {  // one finished output tile
-  place_t group;  // of its parameters: drain has the address from the array, so it cannot read them too early
+struct sums_t {  // accumulators of one output tile
   sum_t value[T][O];
+};
+
+struct pair_sums_t {  // two tokens of a finished output tile: all T would be too wide for one stream
+  place_t group;      // of its parameters: drain has the address from the array, so it cannot read them too early
+  sum_t value[2][O];
 };
 
 struct logits_t {  // one token, O experts

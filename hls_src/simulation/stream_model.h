@@ -4,9 +4,11 @@
 
 #include <cstddef>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "engine/stream_word.h"
 #include "simulation.h"
 
 namespace m3vit {
@@ -80,12 +82,20 @@ inline void wait_any_of(const std::vector<StreamBase*>& streams) {
 }
 
 // Streams that must be empty when all processes are over.
+template <class S>
+void watch(Simulation& simulation, const S& streams) {
+  if constexpr (std::is_base_of_v<StreamBase, S>) {
+    simulation.watch(streams);
+  } else {
+    for (const StreamBase& stream : streams) {
+      simulation.watch(stream);
+    }
+  }
+}
+
 template <class... Streams>
 void watch_all(Simulation& simulation, const Streams&... streams) {
-  const StreamBase* all[] = {&streams...};
-  for (const StreamBase* stream : all) {
-    simulation.watch(*stream);
-  }
+  (watch(simulation, streams), ...);
 }
 
 }  // namespace sim
@@ -123,13 +133,30 @@ class Stream : public sim::StreamBase {
   }
 
  private:
-  std::vector<V> ring_;
+  std::vector<typename StreamWord<V>::type> ring_;
 };
 
 template <class V, int DEPTH>
 class Channel : public Stream<V> {
  public:
   explicit Channel(const char* name) : Stream<V>(name, DEPTH) {}
+};
+
+// N streams side by side, with one name and one depth; passed on as an array of streams.
+template <class V, int DEPTH, int N>
+class Channels {
+ public:
+  explicit Channels(const char* name) : Channels(name, std::make_integer_sequence<int, N>{}) {}
+  operator Stream<V>*() { return streams_; }
+  const Stream<V>* begin() const { return streams_; }
+  const Stream<V>* end() const { return streams_ + N; }
+
+ private:
+  template <int... INDEX>
+  Channels(const char* name, std::integer_sequence<int, INDEX...>)
+      : streams_{{(static_cast<void>(INDEX), name), DEPTH}...} {}
+
+  Stream<V> streams_[N];
 };
 
 template <class... Streams>

@@ -48,5 +48,7 @@ proc begin_project {} {
     # No registers but those of docs/reference.md (accel/registers.py).
     config_interface -s_axilite_mailbox none -s_axilite_auto_restart_counter 0 -s_axilite_sw_reset=false
     config_interface -m_axi_addr64=true
-    config_dataflow -strict_mode error
+    # Tokens flow backward too (freed, rows_freed, retired; docs/hls.md, Tokens): strict mode calls that a loop of
+    # processes. A warning, because it is meant; that it cannot deadlock is what the tests of stream depths show.
+    config_dataflow -strict_mode warning
 }

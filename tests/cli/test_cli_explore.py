@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from command_line import Outcome, finish, start
 
-from accel.config import Config, Formats, hardware, hardware_from_dict, network_from_dict
+from accel.config import Config, Formats, hardware, hardware_from_dict, network_from_dict, to_dict
 from accel.errors import ConfigError
 from accel.resources import faults
 from host.backends.rtl_build import check_hardware
-from sim.explore import Problem
+from sim.explore import Candidate, Problem
 
 Run = Callable[..., Outcome]
 SPACE = {
@@ -44,9 +44,10 @@ def test_a_small_space_is_brute_force(m3vit: Run, tiny_json: Path, tmp_path: Pat
     data = explore(m3vit, tiny_json, tmp_path / "out", "--space", space, "--jobs", "depth,semseg")
     problem = Problem(network_from_dict(json.loads(tiny_json.read_text())), Formats(), ("depth", "semseg"))
     values = {}
-    for choice in itertools.product(*SPACE.values()):
+    base = problem.candidate({})  # outside this space, and a point too
+    for choice in [None, *itertools.product(*SPACE.values())]:
         try:
-            candidate = problem.candidate(dict(zip(SPACE, choice, strict=True)))
+            candidate = base if choice is None else problem.candidate(dict(zip(SPACE, choice, strict=True)))
             Config(problem.network, Formats(), candidate.hardware)
             check_hardware(candidate.hardware)
         except ConfigError:
@@ -63,6 +64,7 @@ def test_a_small_space_is_brute_force(m3vit: Run, tiny_json: Path, tmp_path: Pat
     assert {values[name] for name in front} == {values[name] for name in set(values) - beaten}
     assert len({values[name] for name in front}) == len(front) and not set(front) & beaten
     assert values[data["best"]][0] == min(a[0] for a in values.values())
+    assert base.hardware.name in values
     assert data["possible_engines"] + sum(data["refused_engines"].values()) <= data["engines"] == 48
     assert data["refused_engines"].keys() <= {"shape", "network", "dsp", "bram", "uram", "lut", "rtl"}
 
@@ -134,15 +136,16 @@ def test_nothing_is_simulated_twice(
     monkeypatch.setattr(Problem, "evaluate", counting)
     space = write(tmp_path / "space.json", LARGE)
     first = explore(m3vit, tiny_json, tmp_path / "out", "--space", space, "--jobs", "depth", "--trials", 30)
-    assert len(calls) == len(set(calls)) == 31  # and the base engine
+    assert len(calls) == len(set(calls)) == 30  # the base engine is one of them
+    assert Candidate(hardware("zcu104"), "index").key == calls[0]
     again = explore(m3vit, tiny_json, tmp_path / "out", "--space", space, "--jobs", "depth", "--trials", 30)
-    assert again == first and len(calls) == 31
+    assert again == first and len(calls) == 30
     other = explore(m3vit, tiny_json, tmp_path / "out", "--space", write(tmp_path / "s.json", SPACE), "--jobs", "depth",
                     "--objectives", "ms,dsp")  # fmt: skip
     shared = {point["name"] for point in first["points"]} & {point["name"] for point in other["points"]}
-    assert shared and len(calls) == len(set(calls)) == 31 + len(other["points"]) - len(shared)
+    assert shared and len(calls) == len(set(calls)) == 30 + len(other["points"]) - len(shared)
     explore(m3vit, tiny_json, tmp_path / "out", "--space", space, "--jobs", "depth", "--trials", 30, "--no-resume")
-    assert len(calls) == 2 * 31 + len(other["points"]) - len(shared)
+    assert len(calls) == 2 * 30 + len(other["points"]) - len(shared)
 
 
 def test_what_cannot_be_simulated_is_named(
@@ -166,13 +169,14 @@ def test_what_cannot_be_simulated_is_named(
     data = outcome.json()
     (line,) = data["failed"]
     assert outcome.err.strip() == f"cannot simulate {line}" and "weight_slots 3" in line and line.endswith(": a fault")
-    assert ", index (" in line and len(data["points"]) == 5 and data["exhaustive"]
+    assert ", index (" in line and len(data["points"]) == 6 and data["exhaustive"]  # 5 and the base
     assert len(run("search", "--trials", 5, space=space).json()["points"]) == 5
-    error = run("all", space={"weight_slots": [3], "schedule": ["index"]}).error()
+    base = write(tmp_path / "three.json", {**to_dict(hardware("zcu104")), "weight_slots": 3})
+    error = run("all", "--hardware", base, space={"weight_slots": [3], "schedule": ["index"]}).error()
     assert error.startswith("none of 1 configurations could be simulated; the first: ") and "weight_slots 3" in error
     monkeypatch.undo()
     again = run("some", space=space).json()  # what failed is tried again
-    assert len(again["points"]) == 6 and not again["failed"]
+    assert len(again["points"]) == 7 and not again["failed"]
 
 
 def test_a_kill_changes_nothing(tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_a_kill_changes_nothing(tmp_path: Path) -> None:
     assert resumed.code == 0, resumed.err
     assert (tmp_path / "killed" / "explore.json").read_bytes() == (tmp_path / "whole" / "explore.json").read_bytes()
     keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 31
+    assert len(keys) == len(set(keys)) == 30
 
 
 def test_a_folder_of_something_else_is_refused(m3vit: Run, tiny_json: Path, tmp_path: Path) -> None:
@@ -242,5 +246,29 @@ def test_any_engine_includes_what_the_rtl_is_not_written_for(m3vit: Run, tiny_js
     assert {point["hardware"]["ports"]: point["rtl"] for point in data["points"]} == {1: False, 4: True}
     (refused,) = (point for point in data["points"] if not point["rtl"])
     assert refused["rtl_refusal"] == "ports = 1: expected at least 2 for the RTL engine"
-    assert len(explore(m3vit, tiny_json, tmp_path / "rtl", "--space", space)["points"]) == 1
+    assert len(explore(m3vit, tiny_json, tmp_path / "rtl", "--space", space)["points"]) == 2  # and the base
     assert hardware("zcu104").ports == 4
+
+
+def test_the_base_engine_is_a_point_like_any_other(m3vit: Run, tiny_json: Path, tmp_path: Path) -> None:
+    """The best is never slower than a base that is possible; one that is not, or not at this clock, does not count."""
+    slow = {"tile_tokens": [2], "tile_outputs": [16], "weight_slots": [2, 3, 4], "schedule": ["index"]}
+
+    def run(name: str, space: object, *more: object) -> dict[str, Any]:
+        return explore(m3vit, tiny_json, tmp_path / name, "--space", write(tmp_path / f"{name}.json", space), "--jobs",
+                       "depth", *more)  # fmt: skip
+
+    for name, trials in (("all", 4), ("sampled", 3)):
+        data = run(name, slow, "--trials", trials)
+        assert data["exhaustive"] == (name == "all") and len(data["points"]) == trials
+        best = next(point for point in data["front"] if point["name"] == data["best"])
+        base = data["reference"]
+        assert {**best["hardware"], "name": "zcu104"} == base["hardware"] and best["schedule"] == base["schedule"]
+        assert best["milliseconds"] == base["milliseconds"]
+    at_200 = run("clock", {**slow, "clock_mhz": [200]})
+    assert {point["hardware"]["clock_mhz"] for point in at_200["points"]} == {200} and len(at_200["points"]) == 4
+    assert at_200["reference"]["hardware"]["clock_mhz"] == 300
+    unbuilt = write(tmp_path / "unbuilt.json", {**to_dict(hardware("zcu104")), "ports": 1, "write_ports": 1})
+    built = {**slow, "ports": [4], "write_ports": [2]}
+    assert len(run("rtl", built, "--hardware", unbuilt)["points"]) == 3
+    assert len(run("any", built, "--hardware", unbuilt, "--any-engine")["points"]) == 4

@@ -78,7 +78,7 @@ def test_simulate_a_network_with_everything(m3vit: Run, tmp_path: Path) -> None:
         ("--policy cache", "policy 'cache': expected one of index"),
         ("--policy combined --barrier", "expected jobs that do not wait for each other"),
         ("--routing local:2", "routing 'local:2': expected local: and a number from 0 to 1"),
-        ("--usage absent.json", "absent.json: cannot read"),
+        ("--policy combined --usage absent.json", "absent.json: cannot read"),
     ],
 )
 def test_bad_policy(m3vit: Run, arguments: str, message: str) -> None:
@@ -101,7 +101,7 @@ def test_scaling_study(m3vit: Run, bundle: Path, trace: Path, tmp_path: Path) ->
     data = m3vit("simulate", bundle, "--scaling", "--plots", tmp_path / "plots", "--json", "-q").json()
     frame = data["scaling"]["frame"]
     assert [row["experts"] for row in frame] == [4, 8, 16, 32, 64, 128, 256]
-    assert len({row["on_chip_bytes"] for row in frame}) == 1 == len({row["ideal_experts"] for row in frame})
+    assert len({row["ideal_experts"] for row in frame}) == 1
     assert [row["max_experts"] for row in data["scaling"]["max_experts"]] == [row["experts"] for row in frame]
     assert str(tmp_path / "plots" / "scaling.svg") in data["files"] and (tmp_path / "plots" / "scaling.svg").is_file()
     assert "built for at most so many experts" in m3vit("simulate", bundle, "--scaling").out

@@ -123,6 +123,19 @@ SIMULATE = {
     "buffer smaller than a tile": ("--hardware rows.json", "unit rows = 56: expected at most slot_rows = 4"),
     "buffer smaller than a frame": ("--hardware tokens.json", "tokens = 65: expected at most max_tokens = 8"),
 }
+SIMULATE |= {
+    f"{first} with {second}": (f"{first} {second}", f"{first.split()[0]}: expected without {second.split()[0]}")
+    for first, second in (
+        ("--schedule longest_first", "--policy combined"), ("--schedule index", "--compare"),
+        ("--barrier", "--compare"), ("--no-prefetch", "--compare index"), ("--policy combined", "--switching 3"),
+        ("--policy combined", "--scaling"),
+    )
+}  # fmt: skip
+SIMULATE |= {
+    "usage without a policy": ("--usage usage.json", "--usage: expected together with --policy or --compare"),
+    "plots in a file": ("--plots double.json/plots", "double.json/plots: cannot write: Not a directory"),
+    "timeline in a file": ("--timeline double.json/x", "double.json/x: cannot write"),
+}
 EXPLORE = {
     "buffer smaller than a tile": ("--space space-rows.json", "none of its 1 engines is possible (1 network)"),
     "nothing fits": ("--space space-large.json", "none of its 1 engines is possible (1 dsp)"),
@@ -159,3 +172,17 @@ def test_the_good_files_are_good(m3vit: Run, files: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(files)
     data = m3vit("simulate", NETWORK, "--routing", "good.npz", "--jobs", "depth", "--json").json()
     assert data["routing"] == "good.npz"
+
+
+def test_a_folder_is_no_file_and_a_file_no_folder(m3vit: Run, files: Path, tmp_path: Path) -> None:
+    """Before anything is simulated."""
+    for option, path, message in (("--plots", files / "double.json", "is a file"),
+                                  ("--timeline", tmp_path, "is a directory")):  # fmt: skip
+        outcome = m3vit("simulate", NETWORK, option, path)
+        assert outcome.code == 2 and message in outcome.err and "Traceback" not in outcome.err
+
+
+def test_a_policy_has_no_schedule(m3vit: Run) -> None:
+    data = m3vit("simulate", NETWORK, "--jobs", "depth", "--policy", "combined", "--json").json()
+    assert data["policy"] == "combined" and data["schedule"] is None
+    assert m3vit("simulate", NETWORK, "--jobs", "depth", "--json").json()["schedule"] == "index"

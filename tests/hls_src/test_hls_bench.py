@@ -91,8 +91,7 @@ def test_thread_sanitizer(compiler: str, tmp_path: Path) -> None:
     assert "cases, passed" in replay(program, "--threads", *write_cases(tmp_path))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", ["ci", "zcu104"])
+@pytest.mark.parametrize("preset", ["ci", pytest.param("zcu104", marks=pytest.mark.slow)])
 def test_clang(preset: str) -> None:
     try:
         clang = find_compiler(("clang++",))
@@ -101,7 +100,6 @@ def test_clang(preset: str) -> None:
     build(hardware(preset), Formats(), flags=("-O1",), compiler=clang)
 
 
-@pytest.mark.slow
 def test_clang_tidy(library: Path) -> None:
     tidy = shutil.which("clang-tidy")
     if tidy is None:

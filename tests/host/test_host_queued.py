@@ -13,7 +13,7 @@ from accel.errors import DeviceError, DeviceTimeout
 from accel.golden import GoldenEngine, run_frame
 from host.backends.golden import Faults, GoldenDevice
 from host.driver import Driver
-from host.queued import ProgramQueue
+from host.queued import ProgramQueue, Submission
 from host.runner import EncoderRunner
 
 CI = hardware("ci")
@@ -29,6 +29,19 @@ def device():
 def driver(device):
     with Driver(device) as opened:
         yield opened
+
+
+@pytest.fixture
+def resets(device, monkeypatch):
+    """Resets of the device so far, one entry each."""
+    found, reset = [], device.reset
+
+    def counted():
+        found.append(threading.current_thread().name)
+        reset()
+
+    monkeypatch.setattr(device, "reset", counted)
+    return found
 
 
 def test_submitting_does_not_wait_and_keeps_the_order(device, driver, bundle, other_bundle):
@@ -70,7 +83,7 @@ def test_two_threads_share_the_engine(driver, bundle, image):
             assert (result.residual == expected[task].residual).all()
 
 
-def test_a_failure_belongs_to_its_program(device, driver, bundle):
+def test_a_failure_belongs_to_its_program(device, driver, bundle, resets):
     with driver.load(bundle) as loaded, ProgramQueue(driver) as queue:
         program, expected, output = qkv_program(loaded)
         bad = queue.submit(loaded, changed(program, input=3))
@@ -78,11 +91,13 @@ def test_a_failure_belongs_to_its_program(device, driver, bundle):
         with pytest.raises(DeviceError, match="not aligned to a stripe"):
             bad.wait(10)
         assert good.wait(10).jobs and (output() == expected).all()
+        assert not resets, "nothing was started that would need one"
         device.faults = Faults(hangs=1)
         hung, good = queue.submit(loaded, program, timeout=0.05), queue.submit(loaded, program)
         with pytest.raises(DeviceTimeout, match="expected its end within 0.05 s"):
             hung.wait(10)
         assert good.wait(10).jobs and (output() == expected).all()
+        assert len(resets) == 1
 
 
 def test_waiting_has_a_time_of_its_own(device, driver, bundle):
@@ -143,7 +158,7 @@ def test_placed_while_another_runs(device, driver, bundle, other_bundle, monkeyp
             assert (output() == expected).all()
 
 
-def test_memory_closed_before_its_turn(device, driver, bundle, other_bundle):
+def test_memory_closed_before_its_turn(device, driver, bundle, other_bundle, resets):
     with driver.load(bundle) as one, ProgramQueue(driver) as queue:
         other = driver.load(other_bundle)
         programs = [qkv_program(loaded)[0] for loaded in (one, other)]
@@ -154,3 +169,61 @@ def test_memory_closed_before_its_turn(device, driver, bundle, other_bundle):
         with pytest.raises(DeviceError, match="expected a loaded bundle, found a closed one"):
             second.wait(10)
         assert queue.submit(one, programs[0]).wait(10).jobs
+        assert not resets
+
+
+@pytest.mark.parametrize("part", ["before placing", "while placing"])
+def test_an_interrupted_caller(driver, bundle, other_bundle, monkeypatch, part):
+    """Ctrl-C in submit(): the program does not run, the queue goes on, and closing it does not hang."""
+    with driver.load(bundle) as one, driver.load(other_bundle) as other:
+        queue = ProgramQueue(driver)
+        program, expected, output = qkv_program(one)
+        interrupted = qkv_program(other)[0]
+        launched, launch = [], Driver.launch
+        monkeypatch.setattr(Driver, "launch", lambda *two: launched.append(two[1].memory) or launch(*two))
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(*((Submission, "_place") if part == "before placing" else (Driver, "place")), interrupt)
+            queue.submit(other, interrupted)
+        assert queue.submit(one, program).wait(10).jobs and (output() == expected).all()
+        assert launched == [one.memory]
+        closing = threading.Thread(target=queue.close, daemon=True)
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()
+
+
+def test_closing_waits_for_what_is_being_placed(device, driver, bundle, other_bundle, monkeypatch):
+    """When close() has returned, no thread writes to the memory of a program that it dropped."""
+    with driver.load(bundle) as one, driver.load(other_bundle) as other:
+        programs = {id(loaded): qkv_program(loaded)[0] for loaded in (one, other)}
+        driver.identify()
+        placing, may_place, place = threading.Event(), threading.Event(), Driver.place
+
+        def slowly(self, program, memory):
+            if memory is other.memory:
+                placing.set()
+                assert may_place.wait(10)
+            return place(self, program, memory)
+
+        monkeypatch.setattr(Driver, "place", slowly)
+        device.faults.delay = 0.2
+        queue, submitted = ProgramQueue(driver), []
+        first = queue.submit(one, programs[id(one)])
+        caller = threading.Thread(target=lambda: submitted.append(queue.submit(other, programs[id(other)])))
+        caller.start()
+        assert placing.wait(10) and len(queue) == 1
+        closing = threading.Thread(target=queue.close, daemon=True)
+        closing.start()
+        assert first.wait(10).jobs
+        closing.join(0.1)
+        assert closing.is_alive()
+        may_place.set()
+        for thread in (closing, caller):
+            thread.join(10)
+            assert not thread.is_alive()
+        with pytest.raises(DeviceError, match="closed before the program's turn"):
+            submitted[0].wait(0)

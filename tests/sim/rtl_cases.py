@@ -107,7 +107,9 @@ LAYERS = {
     "small.mlp": _dense(Kind.MLP, 1025, 384, 384, 384, 4),
     "small.moe": _moe(1025, 384, 384, 16, 4),
     "small.skewed": _moe(1025, 384, 384, 16, 4, "skewed", Schedule.LONGEST_FIRST),
-    "small.nyud": _dense(Kind.LINEAR, 1201, 384, 1152),
+    # m3vit-small-nyud
+    "nyud.qkv": _dense(Kind.LINEAR, 1201, 384, 1152),
+    "nyud.moe": _moe(1201, 384, 384, 16, 4),
 }
 
 _DEMO = ("demo.qkv", "demo.proj", "demo.mlp", "demo.qkv", "demo.proj", "demo.moe")
@@ -166,8 +168,10 @@ def _all() -> list[Case]:
     ]
     zcu += [
         Case(f"zcu104-{name}", "zcu104", ((name,),), slow=True)
-        for name in ("small.patch", "small.qkv", "small.proj", "small.mlp", "small.moe", "small.skewed", "small.nyud")
-    ]
+        for name in (
+            "small.patch", "small.qkv", "small.proj", "small.mlp", "small.moe", "small.skewed", "nyud.qkv", "nyud.moe",
+        )
+    ]  # fmt: skip
     return ci + zcu
 
 

@@ -55,6 +55,8 @@ def test_every_claim_has_its_figures(claims: list[Claim]):
         assert claim.goal is None or claim.holds is not None
     switch = next(claim for claim in claims if "switch" in claim.name)
     assert switch.holds and switch.data["switch_extra_cycles"] == 0 and len(switch.data["tasks"]) == 8
+    assert switch.data["with_barrier"] > 0 and f"barrier between jobs {switch.data['with_barrier']:+,}" in switch.ours
+    assert "by construction" in switch.why, "gate addresses are not timing here"
     memory = next(claim for claim in claims if "on-chip memory" in claim.name)
     assert memory.holds and memory.data["frame"][-1]["experts"] == 256
     json.dumps([dataclasses.asdict(claim) for claim in claims], allow_nan=False)
@@ -64,6 +66,9 @@ def test_locality_narrows_the_gap(claims: list[Claim]):
     data = next(claim.data for claim in claims if "LRU" in claim.name)
     frames = [data["locality"][name] for name in data["locality"]]
     ratios = [frame["ratio"] for frame in frames]
+    for frame in frames:
+        assert (frame["load_mcycles"] > frame["array_mcycles"]) == (frame["bound"] == "loads bound")
+    assert frames[0]["load_mcycles"] > frames[-1]["load_mcycles"]
     assert ratios[0] > ratios[-1] and frames[0]["hit_rate"] < frames[-1]["hit_rate"]
 
 

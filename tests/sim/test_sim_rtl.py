@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from rtl_cases import CASES, Case, build_case
+from rtl_cases import CASES, LAYERS, Case, build_case
 
 from accel.compiler import Job, Program
-from accel.config import Formats, Hardware, hardware
+from accel.config import NETWORKS, Formats, Hardware, hardware
 from accel.errors import DeviceError
 from accel.functional import FunctionalEngine
 from accel.record import Record
@@ -104,12 +104,17 @@ def test_counters_agree_with_the_rtl(case: Case, open_device: Open):
 
 
 def test_there_are_enough_cases():
-    """Both presets, several latencies, held-back memories, replay programs of several jobs, skewed and empty queues."""
+    """Both presets, several latencies, held-back memories, programs of several jobs, every workload's expert layer."""
     assert len(CASES) >= 30
     assert {case.preset for case in CASES} == {"ci", "zcu104"}
     assert {60, 100, 200} <= {case.memory.latency for case in CASES}
     assert sum(case.memory.stall_percent > 0 for case in CASES) >= 3
     assert sum(len(case.jobs) > 1 for case in CASES) >= 5
+    built = [layer.layer for case in CASES for names in case.jobs for layer, _ in
+             (LAYERS[name](case.hardware, 0) for name in names if name.endswith(".moe"))]  # fmt: skip
+    sizes = {(found.tokens, found.inputs, found.hidden, found.experts, found.top_k) for found in built}
+    for net in NETWORKS.values():
+        assert (net.tokens, net.embed_dim, net.expert_hidden, net.experts, net.top_k) in sizes, net.name
 
 
 def test_a_program_of_end_alone(open_device: Open):

@@ -60,9 +60,6 @@ def test_benchmark_and_simulator_have_one_model():
 def test_constant_work_and_memory(rows: list[ScalingRow]):
     assert [row.experts for row in rows] == list(EXPERTS)
     assert len({row.ideal_experts for row in rows}) == 1
-    assert len({(row.bram, row.uram, row.on_chip_bytes) for row in rows}) == 1
-    taken = resources(DEMO.hardware)
-    assert rows[0].on_chip_bytes == memory_bytes(taken) == round(taken.bram * 4096 + taken.uram * 32768) > 0
     for row in rows:
         assert sum(row.breakdown.values()) == row.cycles
         assert 0 <= row.stalls < row.cycles and row.joules[0] < row.joules[1]
@@ -76,7 +73,9 @@ def test_engines_built_for_more_experts():
     found = memory_study(hardware("zcu104"))
     assert [row["max_experts"] for row in found] == list(EXPERTS)
     assert len({row["on_chip_bytes"] for row in found}) == 1, "queues are lists over tokens, logits fit the least block"
-    assert found[0]["bram"] == resources(hardware("zcu104")).bram
+    taken = resources(hardware("zcu104"))
+    assert found[-1]["bram"] == taken.bram, "the preset is built for 256"
+    assert found[-1]["on_chip_bytes"] == memory_bytes(taken) == round(taken.bram * 4096 + taken.uram * 32768) > 0
 
 
 def test_counts_that_fit():
@@ -103,6 +102,6 @@ def test_plot(rows: list[ScalingRow], tmp_path: Path):
     files = save_plots(tmp_path, result, rows)
     assert [file.stem for file in files] == ["roofline", "layers", "experts", "scaling"]
     text = files[-1].read_text(encoding="utf-8")
-    assert text.count("RAMB36") == len(rows) and "256 experts" in text and f"{rows[-1].cycles:,} cycles" in text
+    assert text.count(" cycles<") == len(rows) and "256 experts" in text and f"{rows[-1].cycles:,} cycles" in text
     json.dumps([row.to_dict() for row in rows], allow_nan=False)
     assert np.isfinite([row.milliseconds for row in rows]).all()
