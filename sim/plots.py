@@ -67,6 +67,8 @@ def roofline(result: Result) -> str:
         body += [_rect(width - right + 12, top + 18 * row, 10, 10, colour),
                  _text(width - right + 28, top + 9 + 18 * row, kind)]  # fmt: skip
     body.append(_text((left + width - right) / 2, height - 8, "MAC per byte of memory", "middle"))
+    # A layer's bytes may move while its neighbours compute.
+    body.append(_text(left, 34, "a layer that was loaded under the one before may lie above its roof"))
     body.append(_text(14, height / 2, "MAC per cycle", "middle", f"transform='rotate(-90 14 {height / 2:.0f})'"))
     return _svg(width, height, body, f"Roofline: {peak:,} MAC/cycle, {rate} bytes/cycle")
 
@@ -105,8 +107,9 @@ def _stacked(rows: Sequence[tuple[str, dict[str, float], str]], title: str, righ
 
 def layer_cycles(result: Result, job: int = 0) -> str:
     """A bar per layer of one job, stacked by where its cycles went."""
-    rows = [(layer.name, parts_of(layer), f"{layer.cycles:,.0f}") for layer in result.layers if layer.job == job]
-    return _stacked(rows, f"Cycles per layer of job {job}: {result.cycles:,} in all")
+    layers = [layer for layer in result.layers if layer.job == job]
+    rows = [(layer.name + " moe" * (layer.kind == "moe"), parts_of(layer), f"{layer.cycles:,.0f}") for layer in layers]
+    return _stacked(rows, f"Cycles per layer of job {job}: {sum(layer.cycles for layer in layers):,.0f} in all")
 
 
 def scaling_cycles(rows: Sequence[ScalingRow], title: str) -> str:
@@ -125,7 +128,9 @@ def expert_load(result: Result) -> str:
     layers = [layer for layer in result.layers if layer.loads]
     experts = max((len(layer.loads) for layer in layers), default=0)
     cell, left = 22.0, 150.0
-    body = []
+    body = [_text(left - 6, 40, "expert", "end")]
+    step = 1 if experts <= 32 else 16
+    body += [_text(left + expert * cell + cell / 2, 40, str(expert), "middle") for expert in range(0, experts, step)]
     for row, layer in enumerate(layers):
         y = 45.0 + row * 16
         body.append(_text(left - 6, y + 12, f"job {layer.job} {layer.name}", "end"))
@@ -135,9 +140,12 @@ def expert_load(result: Result) -> str:
             colour = f"rgb({shade},{shade},255)" if load else "#f4f4f4"
             body.append(_rect(left + expert * cell, y, cell - 1, 15, colour, f"expert {expert}: {load} tokens"))
             if experts <= 32:
-                body.append(_text(left + expert * cell + cell / 2, y + 11, str(load), "middle", "font-size='8'"))
+                ink = "white" if load and shade < 140 else "black"
+                style = f"font-size='8' fill='{ink}'"
+                body.append(_text(left + expert * cell + cell / 2, y + 11, str(load), "middle", style))
     size = left + cell * max(experts, 12) + 20
-    return _svg(size, 65.0 + 16 * len(layers), body, "Tokens per expert")
+    title = "Tokens per expert; the darker, the nearer to the longest queue of the layer"
+    return _svg(max(size, 560.0), 65.0 + 16 * len(layers), body, title)
 
 
 def policy_cycles(rows: Sequence[PolicyRow]) -> str:

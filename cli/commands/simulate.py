@@ -84,7 +84,7 @@ def command(
     from cli.simulation import compare_policies, open_config, parse_jobs, parse_memory, parse_policy, parse_routing
     from sim.energy import energy_estimate
     from sim.model import simulate_workload
-    from sim.policies import parse_policies
+    from sim.policies import PLANS, parse_policies
     from sim.switching import switch_extra_cycles, switching_report
     from sim.workload import workload
 
@@ -107,6 +107,7 @@ def command(
     names = None if compare is None else parse_policies(compare)
     usage_file = None if usage is None else load_usage(usage)
     work, chosen = parse_policy(policy, work, config, model, usage_file)
+    paired = policy is not None and PLANS[policy].interleaved and len(tasks) > 1
     result = simulate_workload(work, config.hardware, model, timeline=timeline is not None, policy=chosen)
     extra = None if policy is not None else switch_extra_cycles(work, result)
     compared = None
@@ -136,7 +137,7 @@ def command(
         data: dict[str, Any] = {
             "source": source, "config": config.name, "config_hash": config.hash, "jobs_run": list(work.tasks),
             "routing": routing, "schedule": order.name.lower() if policy is None else None, "policy": policy,
-            "seed": seed, "memory": model.to_dict(), "memory_hash": model.hash,
+            "jobs_paired": paired, "seed": seed, "memory": model.to_dict(), "memory_hash": model.hash,
             "switch_extra_cycles": extra, **result.to_dict(), "energy_estimate": energy.to_dict(),
         }  # fmt: skip
         if rows is not None:
@@ -151,7 +152,7 @@ def command(
         data["files"] = [str(file) for file in files]
         emit_json(data)
         return
-    _print(result, work.tasks, extra, config.name, layers)
+    _print(result, work.tasks, extra, config.name, layers, paired)
     _print_energy(energy)
     if rows is not None:
         print()
@@ -177,11 +178,15 @@ def _check_options(given: set[str]) -> None:
         raise ConfigError("--usage: expected together with --policy or --compare, found neither")
 
 
-def _print(result: Result, tasks: tuple[str, ...], extra: int | None, name: str, layers: bool) -> None:
-    print(f"{name}: {len(tasks)} jobs, {result.cycles:,} cycles, {result.milliseconds:.3f} ms at "
+def _print(
+    result: Result, tasks: tuple[str, ...], extra: int | None, name: str, layers: bool, paired: bool
+) -> None:
+    switched = f"; task switches cost {extra:,} cycles" if extra is not None and len(set(tasks)) > 1 else ""
+    plural = "s" if len(tasks) > 1 else ""
+    print(f"{name}: {len(tasks)} job{plural}, {result.cycles:,} cycles, {result.milliseconds:.3f} ms at "
           f"{result.hardware.clock_mhz} MHz; utilization {result.utilization:.1%}, "
           f"{result.roofline_cycles / result.cycles:.1%} of the roofline; {result.ddr_bytes / 1e6:,.1f} MB of memory "
-          f"traffic{'' if extra is None else f'; task switches cost {extra:,} cycles'}\n")  # fmt: skip
+          f"traffic{switched}\n")  # fmt: skip
     total = result.cycles
     rows = [(part.removeprefix("stall_").removesuffix("_cycles") if part.startswith("stall") else part,
              "stall" if part.startswith("stall") else "", cycles, f"{cycles / total:.1%}")
@@ -194,6 +199,8 @@ def _print(result: Result, tasks: tuple[str, ...], extra: int | None, name: str,
          job["boundary_idle"], job["experts"])
         for index, job in enumerate(result.jobs)
     ]))  # fmt: skip
+    if paired:
+        print("tasks of a pair are computed layer by layer: the first job of a pair stands for both")
     if layers:
         print()
         header = ("layer", "kind", "cycles", "ideal", "array", "stalls", "idle", "MB moved")

@@ -14,7 +14,10 @@ _SMALL_TOKENS = 300
 
 @click.command()
 @click.argument("bundle", type=click.Path())
-@click.option("--backends", default="golden", show_default=True, help="Names, separated by commas.")
+@click.option(
+    "--backends", default="golden", show_default=True,
+    help="Some of golden, rtl, hls, board (engines), onnx, torch (whole encoders), separated by commas.",
+)  # fmt: skip
 @click.option("--frames", default=4, show_default=True, type=click.IntRange(min=1), help="Frames to compare.")
 @click.option("--tasks", default="", help="Tasks, separated by commas. Default: all.")
 @click.option("--images", type=click.Path(), help="Folder with PNG or JPEG images. Default: rendered scenes.")
