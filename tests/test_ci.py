@@ -80,3 +80,10 @@ def test_python_that_pynq_has_no_packages_for(tmp_path: Path) -> None:
     code, lines = run(tmp_path, f"echo '{GOOD}'", "exit 7", f"echo '{said}' >&2; exit 2")
     assert code == 0 and bare(lines[-1]) == bare(GOOD).replace(" (0:08:20)", "")
     assert lines[0] == said and any(line.startswith("make test-pynq: left out") for line in lines)
+
+
+def test_a_file_stays_in_one_process(request: pytest.FixtureRequest) -> None:
+    """xdist appends its group to the name of a test; without, it spreads a file's tests over processes."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("not spread over processes by group")
+    assert request.node.nodeid.endswith("@tests/test_ci.py")
